@@ -1,0 +1,1 @@
+//! walgate sink: discard

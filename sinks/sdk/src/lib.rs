@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod batch;
+mod event;
+mod factory;
+mod lsn;
+mod report;
+mod secret;
+mod sink;
+mod target;
+mod units;
+
+pub use batch::{Batch, Delivery};
+pub use event::{Event, Headers, PayloadFormat, Timestamp};
+pub use factory::{ConfigIssue, ErasedFactory, ParsedConfig, PathSegment, SinkContext, SinkFactory, erase};
+pub use lsn::{Lsn, ParseLsnError, Position};
+pub use report::{DeliveryReport, Failure, FailureKind, Outcome, RejectReason, Rejection};
+pub use secret::Secret;
+pub use sink::{BoxFuture, Capabilities, DynSink, Sink, SinkError, SinkErrorKind};
+pub use target::{Escape, Target, TargetField};
+pub use units::{ByteSize, HumanDuration};
+
+pub use bytes::Bytes;
+pub use bytestring::ByteString;

@@ -1,0 +1,347 @@
+//! The configuration as types. Defaults stand here and nowhere else.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use walgate_sink::{ByteSize, HumanDuration, Secret};
+
+/// The whole file, but for what stands under a sink's kind: its factory parses that.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where events come from.
+    #[serde(default)]
+    pub source: Source,
+    /// Which table holds the events, and how its columns are read.
+    #[serde(default)]
+    pub outbox: Outbox,
+    /// Sinks by name, in the order of the file. Loaded by `config::load`, not by serde alone.
+    pub sinks: Sinks,
+    /// Which events go where; every route that matches applies.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// What happens to an event that no route matches.
+    #[serde(default)]
+    pub unrouted: Unrouted,
+    /// Bounds on memory and on what a restart repeats.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The HTTP interface.
+    #[serde(default)]
+    pub admin: Admin,
+    /// Time that a shutdown may take to drain, before it stops regardless.
+    #[serde(default = "shutdown_timeout")]
+    pub shutdown_timeout: HumanDuration,
+}
+
+/// `source:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Source {
+    /// A libpq connection URI or key=value string. What it leaves out comes from PGHOST and its kin.
+    pub url: Option<Secret>,
+    /// The password, where the URL has none; `password_file` names a file that holds it.
+    pub password: Option<Secret>,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// How long the reader sleeps before a read while the stream is busy; `0s` switches the nap off.
+    pub nap: HumanDuration,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Source {
+            url: None,
+            password: None,
+            slot: "walgate".into(),
+            publication: "walgate_outbox".into(),
+            nap: HumanDuration(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// `outbox:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Outbox {
+    /// The table, with or without its schema (`public` where it has none).
+    pub table: String,
+    /// Which column holds what.
+    pub columns: Columns,
+    /// Further columns that travel as headers: header name -> column name.
+    pub header_columns: std::collections::BTreeMap<String, String>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Outbox { table: "public.outbox_events".into(), columns: Columns::default(), header_columns: Default::default() }
+    }
+}
+
+/// `outbox.columns:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Columns {
+    /// The event's identity; any type.
+    pub id: String,
+    /// The event's type.
+    pub event_type: String,
+    /// The payload: jsonb, json, text or bytea.
+    pub payload: String,
+    /// The ordering key; none: events have no order to keep.
+    pub key: Option<String>,
+    /// A jsonb object whose members travel as headers.
+    pub headers: Option<String>,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Columns {
+            id: "id".into(),
+            event_type: "event_type".into(),
+            payload: "payload".into(),
+            key: None,
+            headers: None,
+        }
+    }
+}
+
+/// `sinks:`, in the order of the file.
+#[derive(Clone, Debug, Default)]
+pub struct Sinks(pub Vec<Sink>);
+
+/// One sink: its name, its kind with that kind's own configuration, and what is the same for all kinds.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// The key under `sinks:`.
+    pub name: String,
+    /// The one kind key, such as `webhook`.
+    pub kind: String,
+    /// What stands under the kind key, for the kind's factory.
+    pub settings: serde_json::Value,
+    /// `delivery:`
+    pub delivery: Delivery,
+}
+
+impl<'de> Deserialize<'de> for Sinks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let map = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
+        let mut sinks = Vec::with_capacity(map.len());
+        for (name, value) in map {
+            let serde_json::Value::Object(mut entry) = value else {
+                return Err(D::Error::custom(format!("sink `{name}` must be a mapping with one kind key")));
+            };
+            let delivery = match entry.shift_remove("delivery") {
+                Some(delivery) => serde_json::from_value(delivery).map_err(D::Error::custom)?,
+                None => Delivery::default(),
+            };
+            let mut kinds = entry.into_iter();
+            let (Some((kind, settings)), None) = (kinds.next(), kinds.next()) else {
+                return Err(D::Error::custom(format!("sink `{name}` must have exactly one kind key")));
+            };
+            sinks.push(Sink { name, kind, settings, delivery });
+        }
+        Ok(Sinks(sinks))
+    }
+}
+
+/// `delivery:` beside a sink's kind.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Delivery {
+    /// Batches in flight at once; the sink's own default where it is left out.
+    pub concurrency: Option<usize>,
+    /// Deliveries in one batch at the most; the sink's own limit where it is left out.
+    pub batch: Option<usize>,
+    /// How long a batch that is not full may wait for more.
+    pub linger: HumanDuration,
+    /// Time that one attempt of one delivery may take.
+    pub timeout: HumanDuration,
+    /// How attempts follow one another.
+    pub retry: Retry,
+    /// What happens to an event that the sink can never accept.
+    pub on_reject: OnReject,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Delivery {
+            concurrency: None,
+            batch: None,
+            linger: HumanDuration(Duration::ZERO),
+            timeout: HumanDuration(Duration::from_secs(15)),
+            retry: Retry::default(),
+            on_reject: OnReject::default(),
+        }
+    }
+}
+
+/// `delivery.retry:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// Pause after the first failed attempt; it doubles with each further one. Jitter takes off up to half.
+    pub initial: HumanDuration,
+    /// The longest pause, and the most that a `Retry-After` can ask for.
+    pub max: HumanDuration,
+    /// The longest pause while the sink cannot be reached at all.
+    pub connection_max: HumanDuration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry {
+            initial: HumanDuration(Duration::from_millis(100)),
+            max: HumanDuration(Duration::from_secs(60)),
+            connection_max: HumanDuration(Duration::from_secs(1)),
+        }
+    }
+}
+
+/// `delivery.on_reject:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReject {
+    /// Hold the event and everything behind it of the same key, until somebody decides. The checkpoint holds too.
+    #[default]
+    Halt,
+    /// Count it, log it with its id, and go on without it.
+    Skip,
+}
+
+/// One entry of `routes:`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Patterns: exact, `*` within a segment, `**` across segments. A single one or a list.
+    pub event_type: OneOrMany<String>,
+    /// Where matching events go. A single target or a list.
+    pub to: OneOrMany<RouteTarget>,
+}
+
+/// One entry of `to:`: the name of a sink, or a mapping with `sink` and the sink's own target keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteTarget {
+    /// The sink's name.
+    pub sink: String,
+    /// Templates by target field, in the order of the file.
+    pub fields: Vec<(String, String)>,
+}
+
+impl<'de> Deserialize<'de> for RouteTarget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = RouteTarget;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the name of a sink, or a mapping with `sink` and its target")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<RouteTarget, E> {
+                Ok(RouteTarget { sink: name.to_owned(), fields: Vec::new() })
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<RouteTarget, A::Error> {
+                let (mut sink, mut fields) = (None, Vec::new());
+                while let Some(key) = map.next_key::<String>()? {
+                    let value = map.next_value::<String>()?;
+                    if key == "sink" { sink = Some(value) } else { fields.push((key, value)) }
+                }
+                let sink = sink.ok_or_else(|| serde::de::Error::missing_field("sink"))?;
+                Ok(RouteTarget { sink, fields })
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A value, or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OneOrMany<T>(pub Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = OneOrMany<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("one value or a list of them")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                T::deserialize(serde::de::value::StrDeserializer::new(text)).map(|value| OneOrMany(vec![value]))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(|value| OneOrMany(vec![value]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = seq.next_element()? {
+                    values.push(value);
+                }
+                Ok(OneOrMany(values))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor(std::marker::PhantomData))
+    }
+}
+
+/// `unrouted:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unrouted {
+    /// Count it, log it once per event type, and go on.
+    #[default]
+    Drop,
+    /// Stop reading until a route for it exists. The checkpoint holds.
+    Halt,
+}
+
+/// `limits:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Unsettled events in memory, overhead included.
+    pub inflight: ByteSize,
+    /// The largest event.
+    pub event: ByteSize,
+    /// WAL received beyond what is confirmed: what a restart repeats at the most.
+    pub run_ahead: ByteSize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { inflight: ByteSize(8 << 20), event: ByteSize(16 << 20), run_ahead: ByteSize(1 << 30) }
+    }
+}
+
+/// `admin:`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Address and port of the HTTP interface; `off` for none.
+    pub listen: String,
+    /// How long a sink may be stuck before `/readyz` says so.
+    pub stuck_after: HumanDuration,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { listen: "127.0.0.1:9432".into(), stuck_after: HumanDuration(Duration::from_secs(60)) }
+    }
+}
+
+fn shutdown_timeout() -> HumanDuration {
+    HumanDuration(Duration::from_secs(10))
+}

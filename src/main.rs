@@ -1,0 +1,3 @@
+//! The walgate binary.
+
+fn main() {}
