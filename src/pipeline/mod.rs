@@ -1,1 +1,276 @@
-//! pipeline
+//! The gateway: wires the source, the router, the checkpoint and the lanes together, and keeps them going.
+//!
+//! [`Gateway::run`] connects, streams, reconnects with a pause, and at the end drains. What it does about each way in
+//! which a connection ends stands in one place, `Gateway::after`.
+
+mod connection;
+mod intake;
+mod stop;
+mod status;
+mod window;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use walgate_sink::Lsn;
+
+pub use self::{
+    intake::{Intake, IntakeError},
+    status::{GatewayStatus, Identity, SinkStatus, SourceState, StatusBoard},
+};
+use self::connection::{Ended, SessionGuard};
+use crate::{
+    checkpoint::Checkpoint,
+    config::Limits,
+    control::Session,
+    lane::{LaneHandle, LaneTask},
+    postgres::ConnectSettings,
+    source::{ReplicationStream, Retry, ServerIdentity, SourceError, StreamOptions},
+};
+
+/// Pauses between two attempts to reach the slot.
+const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+const RECONNECT_LONGEST: Duration = Duration::from_secs(1);
+/// Where somebody has to mend something first.
+const RECONNECT_SLOWLY: Duration = Duration::from_secs(30);
+/// Where another process reads the slot.
+const STANDBY: Duration = Duration::from_secs(1);
+
+/// Why the gateway has stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The source cannot go on, and trying again would not help.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// What came from the source cannot be taken.
+    #[error(transparent)]
+    Intake(#[from] IntakeError),
+    /// The server is not the one that was streamed from before.
+    #[error("{0}")]
+    OtherHistory(String),
+}
+
+/// Everything that the gateway is made of.
+pub struct Gateway {
+    /// Where PostgreSQL is.
+    pub settings: ConnectSettings,
+    /// Slot, publication, nap, bounds.
+    pub options: StreamOptions,
+    /// Takes the stream apart.
+    pub intake: Intake,
+    /// What is settled.
+    pub checkpoint: Checkpoint,
+    /// The sinks' lanes, in the order of the configuration.
+    pub lanes: Vec<(String, String, LaneTask)>,
+    /// The SQL connection.
+    pub session: Session,
+    /// Bounds.
+    pub limits: Limits,
+    /// Where the state is shown.
+    pub board: StatusBoard,
+    /// Time that the end may take.
+    pub shutdown_timeout: Duration,
+}
+
+/// What follows from the end of a connection, or of an attempt to make one.
+enum Next {
+    /// Another attempt, after a pause, and why.
+    Reconnect { pause: Pause, why: String },
+    /// The end.
+    Stop,
+    /// The end, with an error.
+    Fail(GatewayError),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    Short,
+    Slow,
+    Standby,
+}
+
+impl Gateway {
+    /// Streams until `stop` becomes true or nothing can go on, then drains.
+    ///
+    /// # Errors
+    /// The gateway stopped by itself; everything that was settled until then has been confirmed.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<Summary, GatewayError> {
+        let handles: Vec<(String, String, LaneHandle)> =
+            self.lanes.iter().map(|(name, kind, lane)| (name.clone(), kind.clone(), lane.handle.clone())).collect();
+        self.board.set_lanes(self.checkpoint.clone(), handles);
+        self.board.set_slot(self.session.slots());
+        let mut first: Option<ServerIdentity> = None;
+        let mut failures = 0u32;
+        let (stream, result) = loop {
+            let (stream, next) = self.one_connection(&mut first, &mut failures, &mut stop).await;
+            match next {
+                Next::Stop => break (stream, Ok(())),
+                Next::Fail(error) => break (stream, Err(error)),
+                Next::Reconnect { pause, why } => {
+                    if let Some(stream) = stream {
+                        stream.abort();
+                    }
+                    failures = failures.saturating_add(1);
+                    let pause = self.announce(pause, &why, failures);
+                    tokio::select! {
+                        _ = stop.wait_for(|stop| *stop) => break (None, Ok(())),
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            }
+        };
+        let summary = stop::stop(self, stream).await;
+        result.map(|()| summary)
+    }
+
+    async fn one_connection(
+        &mut self,
+        first: &mut Option<ServerIdentity>,
+        failures: &mut u32,
+        stop: &mut watch::Receiver<bool>,
+    ) -> (Option<ReplicationStream>, Next) {
+        let connect = async {
+            // The SQL connection first: it is the second signal, and must stand while the stream does.
+            let connection = self.session.up().await.map_err(|error| Next::Reconnect {
+                pause: if error.needs_somebody() { Pause::Slow } else { Pause::Short },
+                why: error.to_string(),
+            })?;
+            let flush = self.checkpoint.subscribe();
+            let stream = ReplicationStream::connect(&self.settings, &self.options, flush).await.map_err(after_error)?;
+            Ok((connection, stream))
+        };
+        let connected = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return (None, Next::Stop),
+            connected = connect => connected,
+        };
+        let (connection, mut stream) = match connected {
+            Ok(connected) => connected,
+            Err(next) => return (None, next),
+        };
+        let identity = stream.identity().clone();
+        if let Err(error) = same_history(first.as_ref(), &identity, self.checkpoint.snapshot().received_lsn) {
+            return (Some(stream), Next::Fail(error));
+        }
+        if first.is_none() || *failures > 0 {
+            tracing::info!(
+                slot = self.options.slot,
+                publication = self.options.publication,
+                server_version = identity.server_version,
+                system_id = identity.system_id,
+                lsn = %self.checkpoint.snapshot().flush_lsn,
+                "streaming; waiting for the next event"
+            );
+        }
+        *first = Some(identity);
+        self.intake.on_connect();
+        self.board.source(SourceState::Streaming, None);
+        let mut guard = SessionGuard::new(self.session.state(), connection);
+        let started = std::time::Instant::now();
+        let ended = connection::run(
+            &mut stream,
+            &mut self.intake,
+            &self.checkpoint,
+            &self.limits,
+            &mut guard,
+            &self.board,
+            stop,
+        )
+        .await;
+        if started.elapsed() > RECONNECT_LONGEST {
+            *failures = 0;
+        }
+        let next = Self::after(ended);
+        (Some(stream), next)
+    }
+
+    /// What each end of a connection leads to.
+    fn after(ended: Ended) -> Next {
+        match ended {
+            Ended::Stopped => Next::Stop,
+            Ended::Lost(error) => after_error(error),
+            Ended::SessionLost(why) => {
+                Next::Reconnect { pause: Pause::Short, why: format!("the SQL connection was lost: {why}") }
+            }
+            Ended::ServerStopping => Next::Reconnect {
+                pause: Pause::Short,
+                why: "PostgreSQL is shutting down and waits for walgate; the stream was closed to let it".to_owned(),
+            },
+            Ended::Refused(error @ IntakeError::Mismatch) => {
+                Next::Reconnect { pause: Pause::Short, why: error.to_string() }
+            }
+            Ended::Refused(error) => Next::Fail(error.into()),
+        }
+    }
+
+    /// Logs and shows that the connection is lost; returns the pause before the next attempt.
+    fn announce(&self, pause: Pause, why: &str, failures: u32) -> Duration {
+        let jitter = 0.5 + fastrand::f64() / 2.0;
+        let doubled = RECONNECT_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(10));
+        let (state, wait) = match pause {
+            Pause::Short => (SourceState::Reconnecting, doubled.min(RECONNECT_LONGEST).mul_f64(jitter)),
+            Pause::Slow => (SourceState::Reconnecting, RECONNECT_SLOWLY.mul_f64(jitter)),
+            Pause::Standby => (SourceState::Standby, STANDBY.mul_f64(jitter)),
+        };
+        let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        // The first failures, then a line now and then: an outage of a day must not fill the log.
+        if failures <= 3 || failures.is_multiple_of(30) || pause == Pause::Slow {
+            tracing::warn!(error = why, attempt = failures, retry_in_ms, "not streaming; connecting again");
+        }
+        self.board.source(state, Some(why.to_owned()));
+        wait
+    }
+}
+
+fn after_error(error: SourceError) -> Next {
+    let why = error.to_string();
+    match error.retry() {
+        Retry::Soon if error.slot_is_active() => Next::Reconnect { pause: Pause::Standby, why },
+        Retry::Soon => Next::Reconnect { pause: Pause::Short, why },
+        Retry::Slowly => Next::Reconnect { pause: Pause::Slow, why },
+        Retry::Never => Next::Fail(error.into()),
+    }
+}
+
+/// Refuses to go on over another history: what it holds below the positions that were received would be skipped.
+fn same_history(
+    first: Option<&ServerIdentity>,
+    now: &ServerIdentity,
+    received: Lsn,
+) -> Result<(), GatewayError> {
+    let Some(before) = first else { return Ok(()) };
+    if before.system_id != now.system_id {
+        return Err(GatewayError::OtherHistory(format!(
+            "this is another PostgreSQL cluster: system identifier {} instead of {}. If that is meant, start walgate \
+             again; it then goes on from what the slot there has confirmed",
+            now.system_id, before.system_id
+        )));
+    }
+    if before.timeline != now.timeline {
+        return Err(GatewayError::OtherHistory(format!(
+            "the server is on timeline {} instead of {}: a standby was promoted, or a backup restored. Start walgate \
+             again; it then goes on from what the slot has confirmed, which may repeat events",
+            now.timeline, before.timeline
+        )));
+    }
+    if now.flush_lsn < received {
+        return Err(GatewayError::OtherHistory(format!(
+            "the server's WAL ends at {}, below {received}, which was received from it before: it was restored from a \
+             backup, or lost WAL in a crash. Start walgate again; it then goes on from what the slot has confirmed, \
+             and events that it delivered from the lost WAL are phantoms",
+            now.flush_lsn
+        )));
+    }
+    Ok(())
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// What is confirmed to PostgreSQL.
+    pub flush_lsn: Lsn,
+    /// Events that were received and are not settled: they come again at the next start.
+    pub unsettled: u64,
+    /// Whether the server was told the last flush LSN, as far as can be known.
+    pub confirmed: bool,
+}
+
