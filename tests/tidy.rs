@@ -88,7 +88,8 @@ fn imports_point_one_way() {
 
 #[test]
 fn grouped_imports_are_read() {
-    let text = "use crate::{config::{Sink, Retry}, lane, source::wire};\n// use crate::cli;\nlet x = crate::pipeline::y();";
+    let text =
+        "use crate::{config::{Sink, Retry}, lane, source::wire};\n// use crate::cli;\nlet x = crate::pipeline::y();";
     assert_eq!(imports(text), ["config", "lane", "source", "pipeline"]);
 }
 

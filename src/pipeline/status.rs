@@ -98,7 +98,7 @@ pub struct GatewayStatus {
     /// The sinks, in the order of the configuration.
     pub sinks: Vec<SinkStatus>,
     /// The slot as the server sees it, and who else keeps WAL; none: not known yet.
-    pub server: Option<SlotReport>,
+    pub server_slots: Option<Arc<SlotReport>>,
     /// Who keeps the server from removing WAL, as a sentence.
     pub wal_holder: String,
     /// What keeps `/readyz` from saying yes.
@@ -117,7 +117,7 @@ struct Shared {
     source: Mutex<SourceHealth>,
     checkpoint: Mutex<Option<Checkpoint>>,
     lanes: Mutex<Vec<(String, String, LaneHandle)>>,
-    slot: Mutex<Option<watch::Receiver<Option<SlotReport>>>>,
+    slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
     inflight_limit: u64,
     stuck_after: Duration,
     metrics: Metrics,
@@ -157,7 +157,7 @@ impl StatusBoard {
         *lock(&self.shared.lanes) = lanes;
     }
 
-    pub(super) fn set_slot(&self, slot: watch::Receiver<Option<SlotReport>>) {
+    pub(super) fn set_slot(&self, slot: watch::Receiver<Option<Arc<SlotReport>>>) {
         *lock(&self.shared.slot) = Some(slot);
     }
 
@@ -184,7 +184,7 @@ impl StatusBoard {
             metrics.inflight_bytes.set(gauge(checkpoint.unsettled_bytes));
             metrics.checkpoint_lsn.set(gauge(checkpoint.flush_lsn.0));
         }
-        if let Some(slot) = self.slot_report().and_then(|report| report.slot) {
+        if let Some(slot) = self.slot_report().as_ref().and_then(|report| report.slot.as_ref()) {
             metrics.replication_lag_bytes.set(gauge(slot.lag_bytes.unwrap_or(0)));
             metrics.slot_retained_bytes.set(gauge(slot.retained_bytes.unwrap_or(0)));
         }
@@ -197,7 +197,7 @@ impl StatusBoard {
         metrics.encode()
     }
 
-    fn slot_report(&self) -> Option<SlotReport> {
+    fn slot_report(&self) -> Option<Arc<SlotReport>> {
         lock(&self.shared.slot).as_ref().and_then(|slot| slot.borrow().clone())
     }
 
@@ -223,9 +223,9 @@ impl StatusBoard {
             source,
             checkpoint,
             inflight_limit_bytes: self.shared.inflight_limit,
-            wal_holder: wal_holder(&sinks, server.as_ref()),
+            wal_holder: wal_holder(&sinks, server.as_deref()),
             sinks,
-            server,
+            server_slots: server,
             not_ready,
         }
     }
