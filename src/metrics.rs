@@ -17,6 +17,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+/// The outcome of almost every delivery: its counters are looked up once.
+const ACKNOWLEDGED: &str = "acknowledged";
+
 type FloatGauge = Gauge<f64, AtomicU64>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -187,7 +190,7 @@ impl Metrics {
         };
         SinkMetrics {
             events: self.events.clone(),
-            acknowledged: routes.iter().map(|route| counter("acknowledged", route)).collect(),
+            acknowledged: routes.iter().map(|route| counter(ACKNOWLEDGED, route)).collect(),
             routes: routes.to_vec(),
             delivery_seconds: self.delivery_seconds.get_or_create_owned(&label),
             commit_to_ack_seconds: self.commit_to_ack_seconds.get_or_create_owned(&label),
@@ -220,23 +223,24 @@ impl Metrics {
 }
 
 impl SinkMetrics {
-    /// A delivery was acknowledged, `commit_to_ack` after its transaction's commit.
-    pub fn acknowledged(&self, route: u16, commit_to_ack: Duration) {
-        if let Some(counter) = self.acknowledged.get(usize::from(route)) {
-            counter.inc();
+    /// So many deliveries of a route came to this outcome.
+    pub fn delivered(&self, route: u16, outcome: &'static str, count: u64) {
+        if outcome == ACKNOWLEDGED && let Some(counter) = self.acknowledged.get(usize::from(route)) {
+            counter.inc_by(count);
+            return;
         }
-        self.commit_to_ack_seconds.observe(commit_to_ack.as_secs_f64());
-    }
-
-    /// The broker had a delivery already.
-    pub fn duplicate(&self) {
-        self.duplicates.inc();
-    }
-
-    /// A delivery was settled without an acknowledgement, by rule: `skipped` or `halted`.
-    pub fn outcome(&self, route: u16, outcome: &'static str) {
         let route = self.routes.get(usize::from(route)).cloned().unwrap_or_else(|| "".into());
-        self.events.get_or_create_owned(&EventLabels { sink: self.sink.clone(), route, outcome }).inc();
+        self.events.get_or_create_owned(&EventLabels { sink: self.sink.clone(), route, outcome }).inc_by(count);
+    }
+
+    /// An event was acknowledged this long after its commit.
+    pub fn commit_to_ack(&self, took: Duration) {
+        self.commit_to_ack_seconds.observe(took.as_secs_f64());
+    }
+
+    /// The broker had so many deliveries already.
+    pub fn duplicates(&self, count: u64) {
+        self.duplicates.inc_by(count);
     }
 
     /// One attempt of a batch took so long.
@@ -244,9 +248,9 @@ impl SinkMetrics {
         self.delivery_seconds.observe(took.as_secs_f64());
     }
 
-    /// An attempt failed and is made again.
-    pub fn retry(&self) {
-        self.retries.inc();
+    /// So many attempts failed and are made again.
+    pub fn retries(&self, count: u64) {
+        self.retries.inc_by(count);
     }
 
     /// Whether the sink takes deliveries.
@@ -269,7 +273,8 @@ mod tests {
         let metrics = Metrics::new();
         let routes: [Arc<str>; 1] = ["order.*".into()];
         let sink = metrics.sink("partner", &routes);
-        sink.acknowledged(0, Duration::from_millis(3));
+        sink.delivered(0, "acknowledged", 1);
+        sink.commit_to_ack(Duration::from_millis(3));
         sink.attempt(Duration::from_millis(2));
         sink.up(true);
         metrics.discarded("unrouted");

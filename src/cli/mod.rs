@@ -1,7 +1,13 @@
 //! The command line: one file per subcommand.
 
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
 mod fetch;
+mod init;
 mod run;
+mod setup;
+mod signals;
 mod status;
 
 use std::{io::IsTerminal, path::PathBuf};

@@ -5,8 +5,9 @@
 
 mod connection;
 mod intake;
-mod stop;
+mod lanes;
 mod status;
+mod stop;
 mod window;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use walgate_sink::Lsn;
 
 pub use self::{
     intake::{Intake, IntakeError},
+    lanes::{Ending, LanePlan, Lanes, NamedLane},
     status::{GatewayStatus, Identity, SinkStatus, SourceState, StatusBoard},
 };
 use self::connection::{Ended, SessionGuard};
@@ -23,7 +25,6 @@ use crate::{
     checkpoint::Checkpoint,
     config::Limits,
     control::Session,
-    lane::{LaneHandle, LaneTask},
     postgres::ConnectSettings,
     source::{ReplicationStream, Retry, ServerIdentity, SourceError, StreamOptions},
 };
@@ -48,6 +49,12 @@ pub enum GatewayError {
     /// The server is not the one that was streamed from before.
     #[error("{0}")]
     OtherHistory(String),
+    /// A lane's task panicked.
+    #[error(
+        "the lane of sink `{0}` broke by a fault in walgate (a panic; see the log): what it held is delivered again \
+         after a restart. Please report it"
+    )]
+    Lane(String),
 }
 
 /// Everything that the gateway is made of.
@@ -61,7 +68,7 @@ pub struct Gateway {
     /// What is settled.
     pub checkpoint: Checkpoint,
     /// The sinks' lanes, in the order of the configuration.
-    pub lanes: Vec<(String, String, LaneTask)>,
+    pub lanes: Lanes,
     /// The SQL connection.
     pub session: Session,
     /// Bounds.
@@ -82,6 +89,12 @@ enum Next {
     Fail(GatewayError),
 }
 
+/// What is remembered from one connection to the next.
+struct Attempts {
+    first: Option<ServerIdentity>,
+    failures: u32,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pause {
     Short,
@@ -94,15 +107,13 @@ impl Gateway {
     ///
     /// # Errors
     /// The gateway stopped by itself; everything that was settled until then has been confirmed.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<Summary, GatewayError> {
-        let handles: Vec<(String, String, LaneHandle)> =
-            self.lanes.iter().map(|(name, kind, lane)| (name.clone(), kind.clone(), lane.handle.clone())).collect();
-        self.board.set_lanes(self.checkpoint.clone(), handles);
+    pub async fn run(mut self, stop: watch::Sender<bool>) -> Result<Summary, GatewayError> {
+        self.board.set_lanes(self.checkpoint.clone(), self.lanes.named().to_vec());
         self.board.set_slot(self.session.slots());
-        let mut first: Option<ServerIdentity> = None;
-        let mut failures = 0u32;
+        let mut stopped = stop.subscribe();
+        let mut state = Attempts { first: None, failures: 0 };
         let (stream, result) = loop {
-            let (stream, next) = self.one_connection(&mut first, &mut failures, &mut stop).await;
+            let (stream, next) = self.one_connection(&mut state, &mut stopped).await;
             match next {
                 Next::Stop => break (stream, Ok(())),
                 Next::Fail(error) => break (stream, Err(error)),
@@ -110,10 +121,10 @@ impl Gateway {
                     if let Some(stream) = stream {
                         stream.abort();
                     }
-                    failures = failures.saturating_add(1);
-                    let pause = self.announce(pause, &why, failures);
+                    state.failures = state.failures.saturating_add(1);
+                    let pause = self.announce(pause, &why, state.failures);
                     tokio::select! {
-                        _ = stop.wait_for(|stop| *stop) => break (None, Ok(())),
+                        _ = stopped.wait_for(|stop| *stop) => break (None, Ok(())),
                         () = tokio::time::sleep(pause) => {}
                     }
                 }
@@ -125,8 +136,7 @@ impl Gateway {
 
     async fn one_connection(
         &mut self,
-        first: &mut Option<ServerIdentity>,
-        failures: &mut u32,
+        attempts: &mut Attempts,
         stop: &mut watch::Receiver<bool>,
     ) -> (Option<ReplicationStream>, Next) {
         let connect = async {
@@ -148,10 +158,10 @@ impl Gateway {
             Err(next) => return (None, next),
         };
         let identity = stream.identity().clone();
-        if let Err(error) = same_history(first.as_ref(), &identity, self.checkpoint.snapshot().received_lsn) {
+        if let Err(error) = same_history(attempts.first.as_ref(), &identity, self.checkpoint.snapshot().received_lsn) {
             return (Some(stream), Next::Fail(error));
         }
-        if first.is_none() || *failures > 0 {
+        if attempts.first.is_none() || attempts.failures > 0 {
             tracing::info!(
                 slot = self.options.slot,
                 publication = self.options.publication,
@@ -161,12 +171,12 @@ impl Gateway {
                 "streaming; waiting for the next event"
             );
         }
-        *first = Some(identity);
+        attempts.first = Some(identity);
         self.intake.on_connect();
         self.board.source(SourceState::Streaming, None);
         let mut guard = SessionGuard::new(self.session.state(), connection);
         let started = std::time::Instant::now();
-        let ended = connection::run(
+        let reading = connection::run(
             &mut stream,
             &mut self.intake,
             &self.checkpoint,
@@ -174,10 +184,19 @@ impl Gateway {
             &mut guard,
             &self.board,
             stop,
-        )
-        .await;
+        );
+        let ended = tokio::select! {
+            ended = reading => ended,
+            (sink, ending) = self.lanes.ended() => match ending {
+                Ending::Closed | Ending::Stopped => {
+                    tracing::info!(sink, "the sink's receiver has gone: stopping in order");
+                    Ended::Stopped
+                }
+                Ending::Panicked => return (Some(stream), Next::Fail(GatewayError::Lane(sink))),
+            },
+        };
         if started.elapsed() > RECONNECT_LONGEST {
-            *failures = 0;
+            attempts.failures = 0;
         }
         let next = Self::after(ended);
         (Some(stream), next)

@@ -12,8 +12,9 @@ use walgate_sink::Lsn;
 use crate::{
     checkpoint::{Checkpoint, CheckpointStatus},
     control::SlotReport,
-    lane::{LaneHandle, LaneState, LaneStatus},
+    lane::{LaneState, LaneStatus},
     metrics::Metrics,
+    pipeline::NamedLane,
 };
 
 /// What the source is doing, in one word.
@@ -116,7 +117,7 @@ struct Shared {
     started: Instant,
     source: Mutex<SourceHealth>,
     checkpoint: Mutex<Option<Checkpoint>>,
-    lanes: Mutex<Vec<(String, String, LaneHandle)>>,
+    lanes: Mutex<Vec<NamedLane>>,
     slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
     inflight_limit: u64,
     stuck_after: Duration,
@@ -152,7 +153,7 @@ impl StatusBoard {
         }
     }
 
-    pub(super) fn set_lanes(&self, checkpoint: Checkpoint, lanes: Vec<(String, String, LaneHandle)>) {
+    pub(super) fn set_lanes(&self, checkpoint: Checkpoint, lanes: Vec<NamedLane>) {
         *lock(&self.shared.checkpoint) = Some(checkpoint);
         *lock(&self.shared.lanes) = lanes;
     }
@@ -188,9 +189,9 @@ impl StatusBoard {
             metrics.replication_lag_bytes.set(gauge(slot.lag_bytes.unwrap_or(0)));
             metrics.slot_retained_bytes.set(gauge(slot.retained_bytes.unwrap_or(0)));
         }
-        for (name, _, lane) in lock(&self.shared.lanes).iter() {
-            let status = lane.status();
-            let sink = metrics.sink(name, &[]);
+        for lane in lock(&self.shared.lanes).iter() {
+            let status = lane.handle.status();
+            let sink = metrics.sink(&lane.name, &[]);
             sink.inflight(status.unsettled as u64);
             sink.up(!matches!(status.state, LaneState::Down | LaneState::Probing | LaneState::Closed));
         }
@@ -213,7 +214,7 @@ impl StatusBoard {
         let end = written.max(checkpoint.received_lsn);
         let sinks: Vec<SinkStatus> = lock(&self.shared.lanes)
             .iter()
-            .map(|(name, kind, lane)| sink_status(name, kind, lane.status(), end))
+            .map(|lane| sink_status(lane, end))
             .collect();
         let not_ready = self.not_ready(&source, &sinks);
         GatewayStatus {
@@ -253,11 +254,13 @@ impl StatusBoard {
     }
 }
 
-fn sink_status(name: &str, kind: &str, lane: LaneStatus, end: Lsn) -> SinkStatus {
+fn sink_status(lane: &NamedLane, end: Lsn) -> SinkStatus {
+    let NamedLane { name, kind, handle } = lane.clone();
+    let lane = handle.status();
     let oldest = lane.oldest.as_ref();
     SinkStatus {
-        name: name.to_owned(),
-        kind: kind.to_owned(),
+        name,
+        kind,
         lag_bytes: oldest.map_or(0, |oldest| end.bytes_since(oldest.position.commit_lsn)),
         lag_seconds: oldest.map_or(0.0, |oldest| oldest.committed_at.age().as_secs_f64()),
         lane,

@@ -28,7 +28,7 @@ pub async fn stop(gateway: Gateway, stream: Option<ReplicationStream>) -> Summar
         // Nothing moves any more where every lane that still owes something is down or halted.
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let stuck = lanes.iter().map(|(_, _, lane)| lane.handle.status()).all(|lane| {
+            let stuck = lanes.named().iter().map(|lane| lane.handle.status()).all(|lane| {
                 lane.unsettled == 0
                     || (lane.in_flight == 0
                         && matches!(
@@ -48,7 +48,7 @@ pub async fn stop(gateway: Gateway, stream: Option<ReplicationStream>) -> Summar
     }
     // Lanes first: their last settlements belong into the last status.
     let closing = deadline.checked_sub(LAST_WORDS.min(shutdown_timeout / 4) / 2).unwrap_or(deadline);
-    futures_util::future::join_all(lanes.into_iter().map(|(_, _, lane)| lane.stop(closing))).await;
+    lanes.stop(closing.into()).await;
     let status = checkpoint.snapshot();
     let confirmed = match stream {
         Some(stream) => stream.shutdown(deadline).await,
