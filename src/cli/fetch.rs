@@ -1,4 +1,4 @@
-//! One HTTP GET to a gateway's own admin port: HTTP/1.0 over a plain socket, bounded in time and size.
+//! One HTTP request to a service on this machine, such as a gateway's admin port: HTTP/1.0 over a plain socket, bounded in time and size.
 
 use std::time::Duration;
 
@@ -12,9 +12,26 @@ const LONGEST: u64 = 4 << 20;
 
 /// Fetches `path` from `address` (`host:port`) and returns status and body.
 pub async fn get(address: &str, path: &str) -> Result<(u16, String), String> {
+    exchange(address, format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")).await
+}
+
+/// Posts a JSON document to `path` at `address`.
+#[cfg(feature = "demo")]
+pub async fn post_json(address: &str, path: &str, body: &str) -> Result<(u16, String), String> {
+    let length = body.len();
+    exchange(
+        address,
+        format!(
+            "POST {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        ),
+    )
+    .await
+}
+
+async fn exchange(address: &str, request: String) -> Result<(u16, String), String> {
     let exchange = async {
         let mut socket = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         socket.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         socket.take(LONGEST).read_to_end(&mut answer).await?;
