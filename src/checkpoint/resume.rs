@@ -89,7 +89,8 @@ enum Place {
     Repeating,
     /// In a transaction that was closed before.
     Skipping(Lsn),
-    /// The open transaction was given up; nothing of this connection is taken any more.
+    /// The open transaction differs, or was given up; nothing of this connection is taken any more. It is forgotten
+    /// with the verdict that says so, not before, so that the ring abandons it at the same time.
     Mismatched,
     /// The stream is out of order; nothing of this connection is taken any more.
     Lost,
@@ -171,7 +172,10 @@ impl Resume {
                 RowVerdict::Skip
             }
             (Place::Skipping(_), _) => RowVerdict::Skip,
-            (Place::Mismatched, _) => RowVerdict::Mismatch,
+            (Place::Mismatched, _) => {
+                self.give_up();
+                RowVerdict::Mismatch
+            }
             _ => self.out_of_order(RowVerdict::OutOfOrder),
         }
     }
@@ -181,7 +185,7 @@ impl Resume {
     pub fn other_row(&mut self) {
         match (self.place, &self.open) {
             (Place::Repeating, Some(OpenTransaction { last: Some((last, _)), .. })) if self.next_ordinal == *last => {
-                self.give_up();
+                self.place = Place::Mismatched;
             }
             (Place::Taking | Place::Repeating, _) => self.count_row(),
             (Place::Between, _) => self.place = Place::Lost,
@@ -202,11 +206,14 @@ impl Resume {
                 self.place = Place::Between;
                 CommitVerdict::Close
             }
+            (Place::Mismatched, _) => {
+                self.give_up();
+                CommitVerdict::Mismatch
+            }
             (Place::Repeating, Some(open)) if open.commit_lsn == commit_lsn => {
                 self.give_up();
                 CommitVerdict::Mismatch
             }
-            (Place::Mismatched, _) => CommitVerdict::Mismatch,
             _ => self.out_of_order(CommitVerdict::OutOfOrder),
         }
     }
