@@ -143,9 +143,9 @@ impl Mapping {
             (names.key.as_ref(), "key", Place::Key),
             (names.headers.as_ref(), "headers", Place::Headers),
         ];
-        let fixed = fixed.into_iter().filter_map(|(column, setting, place)| {
-            Some((column?, format!("`outbox.columns.{setting}`"), place))
-        });
+        let fixed = fixed
+            .into_iter()
+            .filter_map(|(column, setting, place)| Some((column?, format!("`outbox.columns.{setting}`"), place)));
         let headers = outbox.header_columns.iter().enumerate();
         let headers = headers.map(|(index, (header, column))| {
             (column, format!("`outbox.header_columns.{header}`"), Place::Header(index))
