@@ -113,7 +113,9 @@ pub enum UnusableReason {
         column: String,
     },
     /// The headers cannot be read.
-    #[error("column `{column}` cannot be read as headers: {why}; write a JSON object, such as {{\"tenant\": \"a\"}}, or NULL")]
+    #[error(
+        "column `{column}` cannot be read as headers: {why}; write a JSON object, such as {{\"tenant\": \"a\"}}, or NULL"
+    )]
     Headers {
         /// The column.
         column: String,
@@ -121,7 +123,9 @@ pub enum UnusableReason {
         why: &'static str,
     },
     /// A bytea payload in neither of PostgreSQL's two text forms.
-    #[error("column `{column}` is a bytea in neither the hex nor the escape form: nothing but a fault on the way explains it")]
+    #[error(
+        "column `{column}` is a bytea in neither the hex nor the escape form: nothing but a fault on the way explains it"
+    )]
     Bytea {
         /// The column.
         column: String,

@@ -47,8 +47,10 @@ pub struct TableName {
 
 /// A text that is not the name of a table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not the name of a table: {why}; write schema.table, with double quotes as in SQL around a name \
-         that has other characters than a-z, 0-9 and _, such as public.outbox_events or \"My Schema\".events")]
+#[error(
+    "`{text}` is not the name of a table: {why}; write schema.table, with double quotes as in SQL around a name \
+         that has other characters than a-z, 0-9 and _, such as public.outbox_events or \"My Schema\".events"
+)]
 pub struct TableNameError {
     text: String,
     why: &'static str,
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn an_error_says_what_to_write() {
-        insta::assert_snapshot!(TableName::parse("a.b.c").unwrap_err(), @"");
-        insta::assert_snapshot!(TableName::parse("My Schema.t").unwrap_err(), @"");
+        insta::assert_snapshot!(TableName::parse("a.b.c").unwrap_err(), @r#"`a.b.c` is not the name of a table: it has more than two parts; write schema.table, with double quotes as in SQL around a name that has other characters than a-z, 0-9 and _, such as public.outbox_events or "My Schema".events"#);
+        insta::assert_snapshot!(TableName::parse("My Schema.t").unwrap_err(), @r#"`My Schema.t` is not the name of a table: a name without quotes has a character that needs them; write schema.table, with double quotes as in SQL around a name that has other characters than a-z, 0-9 and _, such as public.outbox_events or "My Schema".events"#);
     }
 }

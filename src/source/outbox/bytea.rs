@@ -93,7 +93,8 @@ mod tests {
                 _ => format!("\\{byte:03o}"),
             }).collect();
             for text in [hex, escape] {
-                prop_assert_eq!(decode(&text.into()).as_deref(), Some(&bytes[..]));
+                let decoded = decode(&text.into());
+                prop_assert_eq!(decoded.as_deref(), Some(&bytes[..]));
             }
         }
 

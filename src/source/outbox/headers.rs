@@ -143,7 +143,7 @@ mod tests {
             ("big", "123456789012345678901234567890"),
             ("t", "true"),
             ("o", r#"{"k": [1, 2]}"#),
-            ("escaape", "line\n\u{1F600}"),
+            ("escape", "line\n\u{1F600}"),
             ("", ""),
         ];
         let got = read(object, &[]).unwrap();

@@ -143,9 +143,9 @@ impl Mapping {
             (names.key.as_ref(), "key", Place::Key),
             (names.headers.as_ref(), "headers", Place::Headers),
         ];
-        let fixed = fixed.into_iter().filter_map(|(column, setting, place)| {
-            Some((column?, format!("`outbox.columns.{setting}`"), place))
-        });
+        let fixed = fixed
+            .into_iter()
+            .filter_map(|(column, setting, place)| Some((column?, format!("`outbox.columns.{setting}`"), place)));
         let headers = outbox.header_columns.iter().enumerate();
         let headers = headers.map(|(index, (header, column))| {
             (column, format!("`outbox.header_columns.{header}`"), Place::Header(index))
@@ -204,9 +204,13 @@ pub(super) fn format_of_name(name: &TypeName) -> Option<PayloadFormat> {
     }
 }
 
-/// The candidate that is most like `word`, if any is like it enough to be meant.
+/// The candidate that is most like `word`, if any is like it enough to be meant: an edit or two away, case aside.
 fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let likeness = |candidate: &str| strsim::jaro_winkler(&word.to_lowercase(), &candidate.to_lowercase());
-    let scored = candidates.map(|candidate| (likeness(candidate), candidate));
-    scored.filter(|(score, _)| *score >= 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
+    let length = word.chars().count();
+    if !(1..=64).contains(&length) {
+        return None;
+    }
+    let distance = |candidate: &str| strsim::osa_distance(&word.to_lowercase(), &candidate.to_lowercase());
+    let near = candidates.map(|candidate| (distance(candidate), candidate));
+    near.filter(|(distance, _)| *distance <= 1 + length / 4).min_by_key(|(distance, _)| *distance).map(|(_, near)| near)
 }
