@@ -236,6 +236,15 @@ impl Lane {
         }
     }
 
+    /// When the next probe is due, if the sink is down.
+    #[must_use]
+    pub fn next_probe(&self) -> Option<Instant> {
+        match self.health.state() {
+            State::Down { probe_at } => Some(probe_at),
+            _ => None,
+        }
+    }
+
     /// The sink is down, and it is time to look whether it still is.
     #[must_use]
     pub fn probe_due(&self, now: Instant) -> bool {

@@ -52,3 +52,36 @@ impl LanePolicy {
         retry_after.min(self.max).min(LONGEST_PAUSE)
     }
 }
+
+/// How the lane of one sink is driven. What is `None` is the sink's own default.
+#[derive(Clone, Debug)]
+pub struct LaneSettings {
+    /// What happens on failures and rejections.
+    pub policy: LanePolicy,
+    /// Batches in flight at once.
+    pub concurrency: Option<usize>,
+    /// Deliveries in one batch; the sink's limit is never passed.
+    pub batch: Option<usize>,
+    /// How long a batch that is not full may wait for more.
+    pub linger: Duration,
+    /// Time that one attempt of one delivery may take.
+    pub timeout: Duration,
+}
+
+impl Default for LaneSettings {
+    fn default() -> Self {
+        LaneSettings::from(&Delivery::default())
+    }
+}
+
+impl From<&Delivery> for LaneSettings {
+    fn from(delivery: &Delivery) -> Self {
+        LaneSettings {
+            policy: LanePolicy::from(delivery),
+            concurrency: delivery.concurrency,
+            batch: delivery.batch,
+            linger: delivery.linger.0,
+            timeout: delivery.timeout.0,
+        }
+    }
+}
