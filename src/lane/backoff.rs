@@ -54,10 +54,17 @@ impl Backoffs {
         self.waiting.first_key_value().map(|((due, _), _)| *due)
     }
 
-    /// Takes one whose time has come.
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Item> {
+    /// Takes one whose time has come. `forget`: where an outage made it wait, its backoff starts afresh.
+    pub(super) fn pop_due(&mut self, now: Instant, forget: bool) -> Option<Item> {
         let first = self.waiting.first_entry()?;
-        (first.key().0 <= now).then(|| first.remove().item)
+        if first.key().0 > now {
+            return None;
+        }
+        let Waiting { mut item, outage, .. } = first.remove();
+        if forget && outage {
+            item.failures = 0;
+        }
+        Some(item)
     }
 
     /// When the first one may be tried to find out whether the outage is over.
@@ -71,7 +78,9 @@ impl Backoffs {
     pub(super) fn pop_trial(&mut self, now: Instant) -> Option<Item> {
         let may_go = |(_, waiting): &(&(Instant, u64), &Waiting)| waiting.outage && waiting.not_before <= now;
         let key = self.waiting.iter().find(may_go).map(|(key, _)| *key)?;
-        self.waiting.remove(&key).map(|waiting| waiting.item)
+        let mut item = self.waiting.remove(&key)?.item;
+        item.failures = 0;
+        Some(item)
     }
 
     /// The outage is over: takes those that it kept waiting, oldest event first, with their backoff forgotten. Where

@@ -186,7 +186,12 @@ impl Health {
 
     /// Whether a failure of now comes from the sink as a whole, rather than from its delivery.
     pub(super) fn in_outage(&self, policy: &LanePolicy) -> bool {
-        self.state != State::Up || self.silent >= policy.unreachable_after
+        self.state != State::Up || self.is_silent(policy)
+    }
+
+    /// Whether several failures in a row came without any answer.
+    pub(super) fn is_silent(&self, policy: &LanePolicy) -> bool {
+        self.silent >= policy.unreachable_after
     }
 
     /// Whether rejections of now come from the sink as a whole, rather than from their events.
@@ -249,7 +254,7 @@ impl Health {
             Some(Outage::Fatal)
         } else if self.rejects_everything(policy) {
             Some(Outage::Rejections)
-        } else if evidence.connection && self.silent >= policy.unreachable_after {
+        } else if evidence.connection && self.is_silent(policy) {
             Some(Outage::Unreachable)
         } else {
             None

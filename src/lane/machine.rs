@@ -1,19 +1,15 @@
 //! The pure lane: what to send now, and what follows from what came of it.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use bytestring::ByteString;
-use walgate_sink::{Batch, Failure, FailureKind, Outcome, Rejection, SinkError, SinkErrorKind, Timestamp};
+use walgate_sink::{Batch, Failure, FailureKind, Outcome, Rejection, SinkError, SinkErrorKind};
 
 use super::{
     backoff::{Backoffs, delay},
     health::{Change, Evidence, Health, Permit, State},
     policy::LanePolicy,
     queue::Queue,
-    status::{LaneState, LaneStatus, LastError, OldestEvent, clip, rfc3339},
     work::{Acknowledged, Finished, Flight, FlightId, Item, Note, Work},
 };
 use crate::{checkpoint::Ticket, config::OnReject};
@@ -25,23 +21,24 @@ use crate::{checkpoint::Ticket, config::OnReject};
 #[derive(Debug)]
 pub struct Lane {
     policy: LanePolicy,
-    queue: Queue,
-    backoffs: Backoffs,
-    flights: HashMap<FlightId, Flying>,
+    pub(super) queue: Queue,
+    pub(super) backoffs: Backoffs,
+    pub(super) flights: HashMap<FlightId, Flying>,
     next_flight: u64,
-    in_flight: usize,
+    pub(super) in_flight: usize,
     /// Rejected and held for good, unsettled.
-    halted: Vec<Work>,
-    health: Health,
+    pub(super) halted: Vec<Work>,
+    pub(super) health: Health,
     /// Attempts that were started.
-    attempts: u64,
-    last_error: Option<Trouble>,
-    last_settled: Option<Instant>,
+    pub(super) attempts: u64,
+    pub(super) last_error: Option<Trouble>,
+    /// When something was settled last, or the first batch was taken.
+    pub(super) progress_at: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Flying {
-    batch: Batch,
+pub(super) struct Flying {
+    pub(super) batch: Batch,
     items: Vec<Remembered>,
 }
 
@@ -56,12 +53,12 @@ struct Remembered {
 
 /// The latest failure, for the status.
 #[derive(Debug)]
-struct Trouble {
-    message: String,
-    kind: &'static str,
-    at: Instant,
-    next_retry: Option<Instant>,
-    event: Option<(ByteString, u32)>,
+pub(super) struct Trouble {
+    pub(super) message: String,
+    pub(super) kind: &'static str,
+    pub(super) at: Instant,
+    pub(super) next_retry: Option<Instant>,
+    pub(super) event: Option<(ByteString, u32)>,
 }
 
 impl Lane {
@@ -79,7 +76,7 @@ impl Lane {
             health: Health::new(),
             attempts: 0,
             last_error: None,
-            last_settled: None,
+            progress_at: None,
         }
     }
 
@@ -114,7 +111,7 @@ impl Lane {
             }
         }
         if !finished.settled.is_empty() {
-            self.last_settled = Some(now);
+            self.progress_at = Some(now);
         }
         finished
     }
@@ -127,7 +124,7 @@ impl Lane {
             Permit::Batches => false,
             Permit::Trial => true,
         };
-        while let Some(item) = self.backoffs.pop_due(now) {
+        while let Some(item) = self.backoffs.pop_due(now, trial) {
             self.queue.again(item);
         }
         if trial && self.queue.ready() == 0 {
@@ -155,6 +152,7 @@ impl Lane {
             batch.push(delivery);
             items.push(Remembered { ticket: work.ticket, route: work.route, failures, fatal_at });
         }
+        self.progress_at.get_or_insert(now);
         let id = FlightId(self.next_flight);
         self.next_flight += 1;
         self.in_flight += batch.len();
@@ -179,7 +177,12 @@ impl Lane {
         let mut finished = Finished::default();
         let Some(Flying { batch, items }) = self.flights.remove(&id) else { return finished };
         self.in_flight -= items.len();
+        let silent = self.health.is_silent(&self.policy);
         let change = self.judge(id, &outcomes, &items, now, jitter);
+        if silent && !self.health.in_outage(&self.policy) {
+            // It answers again, and was never down: whom its silence made wait need not wait any longer.
+            self.release_outage(now);
+        }
         let all_rejected = self.health.rejects_everything(&self.policy);
         finished.settled.reserve(items.len());
         finished.acknowledged.reserve(items.len());
@@ -213,7 +216,7 @@ impl Lane {
         }
 
         if !finished.settled.is_empty() {
-            self.last_settled = Some(now);
+            self.progress_at = Some(now);
         }
         if let Some(change) = change {
             finished.notes.push(self.changed(change, now));
@@ -298,57 +301,6 @@ impl Lane {
         self.health.state() == State::Up
     }
 
-    /// The state in plain words and numbers. Looks at what is in flight, backing off or held, and at each busy key.
-    /// `wall` is the wall clock's time at `now`.
-    #[must_use]
-    pub fn status(&self, now: Instant, wall: Timestamp) -> LaneStatus {
-        let state = match self.health.state() {
-            State::Closed => LaneState::Closed,
-            State::Down { .. } => LaneState::Down,
-            State::Checking | State::Trial { .. } => LaneState::Probing,
-            State::Up if !self.halted.is_empty() => LaneState::Halted,
-            State::Up if self.backoffs.len() > 0 => LaneState::Retrying,
-            State::Up => LaneState::Up,
-        };
-        let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
-        let oldest = self.oldest();
-        let stalled = oldest.as_ref().map_or(0.0, |oldest| {
-            let waiting =
-                Duration::from_micros(u64::try_from(wall.0.saturating_sub(oldest.committed_at.0)).unwrap_or(0))
-                    .as_secs_f64();
-            self.last_settled.map_or(waiting, |then| waiting.min(seconds_since(then)))
-        });
-        LaneStatus {
-            state,
-            queued: self.queue.len(),
-            in_flight: self.in_flight,
-            backing_off: self.backoffs.len(),
-            halted: self.queue.halted(),
-            unsettled: self.unsettled(),
-            oldest,
-            stalled_seconds: stalled,
-            outage: self.health.outage().map(|(cause, _)| cause.as_str()),
-            outage_seconds: self.health.outage().map(|(_, since)| seconds_since(since)),
-            attempts: self.attempts,
-            last_error: self.last_error.as_ref().map(|trouble| LastError {
-                message: trouble.message.clone(),
-                kind: trouble.kind,
-                at: rfc3339(wall, now.saturating_duration_since(trouble.at)),
-                event_id: trouble.event.as_ref().map(|(id, _)| clip(id)),
-                attempt: trouble.event.as_ref().map(|(_, attempt)| *attempt),
-                next_retry_seconds: trouble.next_retry.map(|retry| retry.saturating_duration_since(now).as_secs_f64()),
-            }),
-        }
-    }
-
-    fn oldest(&self) -> Option<OldestEvent> {
-        let flying = self.flights.values().flat_map(|flying| flying.batch.iter());
-        let waiting = self.backoffs.items().map(|item| &item.work);
-        let held = self.queue.oldest().chain(waiting).chain(&self.halted).map(|work| &work.delivery);
-        let oldest = flying.chain(held).map(|delivery| &delivery.event).min_by_key(|event| event.position)?;
-        Some(OldestEvent { event_id: clip(&oldest.id), position: oldest.position, committed_at: oldest.committed_at })
-    }
-
     /// Asks what the outcomes say about the sink as a whole, before any delivery is dealt with on its own.
     fn judge(
         &mut self,
@@ -377,11 +329,15 @@ impl Lane {
             Change::StillDown { error, delay } => Note::ProbeFailed { error, delay },
             Change::Closed { error } => Note::SinkClosed { error },
             Change::Up { outage } => {
-                for item in self.backoffs.release_outage(now) {
-                    self.queue.again(item);
-                }
+                self.release_outage(now);
                 Note::SinkUp { outage }
             }
+        }
+    }
+
+    fn release_outage(&mut self, now: Instant) {
+        for item in self.backoffs.release_outage(now) {
+            self.queue.again(item);
         }
     }
 

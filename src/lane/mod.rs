@@ -57,6 +57,9 @@ mod source;
 mod status;
 mod work;
 
+#[cfg(test)]
+mod tests;
+
 pub use handle::LaneHandle;
 pub use machine::Lane;
 pub use metrics::{DeliveryOutcome, Observer};

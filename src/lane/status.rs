@@ -1,9 +1,11 @@
 //! What a lane tells about itself.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 use walgate_sink::{Position, Timestamp};
+
+use super::{Lane, health::State};
 
 /// The state of a sink and its lane at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -80,6 +82,59 @@ pub struct LastError {
     pub attempt: Option<u32>,
     /// Time to the next attempt or probe; `None`: there is none.
     pub next_retry_seconds: Option<f64>,
+}
+
+impl Lane {
+    /// The state in plain words and numbers. Looks at what is in flight, backing off or held, and at each busy key.
+    /// `wall` is the wall clock's time at `now`.
+    #[must_use]
+    pub fn status(&self, now: Instant, wall: Timestamp) -> LaneStatus {
+        let state = match self.health.state() {
+            State::Closed => LaneState::Closed,
+            State::Down { .. } => LaneState::Down,
+            State::Checking | State::Trial { .. } => LaneState::Probing,
+            State::Up if !self.halted.is_empty() => LaneState::Halted,
+            State::Up if self.backoffs.len() > 0 => LaneState::Retrying,
+            State::Up => LaneState::Up,
+        };
+        let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
+        let oldest = self.oldest();
+        let stalled = oldest.as_ref().map_or(0.0, |oldest| {
+            let waiting =
+                Duration::from_micros(u64::try_from(wall.0.saturating_sub(oldest.committed_at.0)).unwrap_or(0))
+                    .as_secs_f64();
+            self.progress_at.map_or(waiting, |then| waiting.min(seconds_since(then)))
+        });
+        LaneStatus {
+            state,
+            queued: self.queue.len(),
+            in_flight: self.in_flight,
+            backing_off: self.backoffs.len(),
+            halted: self.queue.halted(),
+            unsettled: self.unsettled(),
+            oldest,
+            stalled_seconds: stalled,
+            outage: self.health.outage().map(|(cause, _)| cause.as_str()),
+            outage_seconds: self.health.outage().map(|(_, since)| seconds_since(since)),
+            attempts: self.attempts,
+            last_error: self.last_error.as_ref().map(|trouble| LastError {
+                message: trouble.message.clone(),
+                kind: trouble.kind,
+                at: rfc3339(wall, now.saturating_duration_since(trouble.at)),
+                event_id: trouble.event.as_ref().map(|(id, _)| clip(id)),
+                attempt: trouble.event.as_ref().map(|(_, attempt)| *attempt),
+                next_retry_seconds: trouble.next_retry.map(|retry| retry.saturating_duration_since(now).as_secs_f64()),
+            }),
+        }
+    }
+
+    fn oldest(&self) -> Option<OldestEvent> {
+        let flying = self.flights.values().flat_map(|flying| flying.batch.iter());
+        let waiting = self.backoffs.items().map(|item| &item.work);
+        let held = self.queue.oldest().chain(waiting).chain(&self.halted).map(|work| &work.delivery);
+        let oldest = flying.chain(held).map(|delivery| &delivery.event).min_by_key(|event| event.position)?;
+        Some(OldestEvent { event_id: clip(&oldest.id), position: oldest.position, committed_at: oldest.committed_at })
+    }
 }
 
 /// The beginning of an event's identity, control characters escaped: it is whatever a writer to the outbox put there.
