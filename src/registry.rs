@@ -17,7 +17,11 @@ impl Registry {
     /// Every sink that is compiled in.
     #[must_use]
     pub fn built_in() -> Self {
-        let registry = Registry::default();
+        let registry = Registry::default()
+            .with::<walgate_sink_stdout::StdoutFactory>()
+            .with::<walgate_sink_discard::DiscardFactory>();
+        #[cfg(feature = "webhook")]
+        let registry = registry.with::<walgate_sink_webhook::WebhookFactory>();
         registry
     }
 
@@ -37,5 +41,23 @@ impl Registry {
     /// The kinds that are compiled in, in alphabetical order.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
         self.factories.keys().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_built_in_or_named_with_its_feature() {
+        let registry = Registry::built_in();
+        for kind in ["stdout", "discard"] {
+            assert_eq!(registry.get(kind).map(|factory| factory.kind()), Some(kind));
+        }
+        for (kind, feature) in OPTIONAL_KINDS {
+            assert_eq!(registry.get(kind).is_some(), cfg!(feature = "webhook"), "{kind} comes with feature {feature}");
+        }
+        assert!(registry.kinds().is_sorted());
+        assert!(registry.get("kafak").is_none());
     }
 }
