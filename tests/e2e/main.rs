@@ -7,3 +7,13 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+
+mod configuration;
+mod crash;
+mod receivers;
+mod rig;
+mod secrets;
+mod skeleton;
+mod source_faults;
+mod streams;
+mod wal_positions;

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod database;
+pub mod http1;
 pub mod http_get;
 pub mod listen;
 pub mod lsn;

@@ -37,6 +37,31 @@ pub fn ledger(database: &Database) -> Vec<Committed> {
         .collect()
 }
 
+/// The outbox itself: what stands in it was committed. The order within a key is the one in which the witness saw the
+/// commits, which is the order of the WAL.
+#[track_caller]
+pub fn outbox(database: &Database, log: &Log) -> Vec<Committed> {
+    let hash = "encode(sha256(convert_to(coalesce(payload::text, ''), 'UTF8')), 'hex')";
+    let rows = database.sql(&format!("SELECT id, aggregate_id, {hash} FROM outbox_events"));
+    let mut committed: Vec<Committed> = rows
+        .into_iter()
+        .map(|row| {
+            let [Some(id), key, Some(hash)] = <[Option<String>; 3]>::try_from(row).expect("three columns") else {
+                panic!("a null in the outbox");
+            };
+            Committed { id, key, n: 0, hash }
+        })
+        .collect();
+    committed.sort_by_key(|event| log.first_sent(&event.id).unwrap_or(usize::MAX));
+    let mut last: HashMap<Option<String>, u64> = HashMap::new();
+    for event in &mut committed {
+        let last = last.entry(event.key.clone()).or_default();
+        *last += 1;
+        event.n = *last;
+    }
+    committed
+}
+
 /// What the comparison found. Only `duplicates` are legal.
 #[derive(Debug, Default)]
 pub struct Verdict {
@@ -120,8 +145,16 @@ pub fn judge_wire(log: &Log, confirmed_before: Lsn, settled: impl Fn(&str) -> Op
     let mut faults = Vec::new();
 
     // Events by their commit record, and for each the latest tick at which it or an earlier one was settled.
-    let mut events: Vec<(Lsn, Tick, &str)> =
-        log.first_rows().map(|row| (row.commit_lsn, settled(&row.id).unwrap_or(Tick::MAX), &*row.id)).collect();
+    // No event counts as settled before its transaction's Commit was sent (I6).
+    let mut committed: HashMap<Lsn, Tick> = HashMap::new();
+    for commit in &log.commits {
+        committed.entry(commit.commit_lsn).or_insert(commit.tick);
+    }
+    let when = |commit_lsn: &Lsn, id: &str| settled(id).and_then(|tick| Some(tick.max(*committed.get(commit_lsn)?)));
+    let mut events: Vec<(Lsn, Tick, &str)> = log
+        .first_rows()
+        .map(|row| (row.commit_lsn, when(&row.commit_lsn, &row.id).unwrap_or(Tick::MAX), &*row.id))
+        .collect();
     events.sort_unstable();
     let mut latest = 0;
     let all_settled: Vec<Tick> = events

@@ -7,7 +7,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -29,7 +29,8 @@ rm -rf -- "$1"
 
 struct Scratch {
     folder: PathBuf,
-    _watcher: ChildStdin,
+    /// With the pipe's write end in it.
+    _watcher: Child,
 }
 
 fn scratch() -> &'static Scratch {
@@ -39,7 +40,7 @@ fn scratch() -> &'static Scratch {
         let folder = tempfile::Builder::new().prefix("wg-").rand_bytes(6).tempdir().expect("a temporary folder").keep();
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o711)).expect("chmod");
         std::fs::create_dir(folder.join("pids")).expect("a folder for pids");
-        let mut watcher = Command::new("sh")
+        let watcher = Command::new("sh")
             .args(["-c", WATCHER, "walgate-e2e-watcher"])
             .arg(&folder)
             .stdin(Stdio::piped())
@@ -48,8 +49,7 @@ fn scratch() -> &'static Scratch {
             .process_group(0)
             .spawn()
             .expect("the watcher");
-        let pipe = watcher.stdin.take().expect("a pipe");
-        Scratch { folder, _watcher: pipe }
+        Scratch { folder, _watcher: watcher }
     })
 }
 

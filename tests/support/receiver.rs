@@ -1,25 +1,24 @@
 //! An HTTP receiver that lies on demand, and remembers everything. A thread for each connection, HTTP/1.1 by hand.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use sha2::{Digest, Sha256};
 use socket2::SockRef;
 use standardwebhooks::Webhook;
 
 use super::clock::{self, Tick};
+use super::http1::{self, Head};
 use super::listen::Listening;
 use super::wait;
 
 /// The secret that receivers verify signatures with; a canary too: it must not appear in any output.
 pub const SECRET: &str = "whsec_Y2FuYXJ5LXdlYmhvb2stc2VjcmV0LTkxYzQ3Yjky";
-
-const HEAD_LIMIT: u64 = 64 * 1024;
 
 /// A request's head, as the script sees it.
 pub struct Request<'a> {
@@ -88,6 +87,10 @@ impl Reply {
     pub fn then_close(mut self) -> Reply {
         self.close = true;
         self
+    }
+
+    fn write(&self, stream: &TcpStream, method: &str) -> bool {
+        http1::write_response(stream, self.status, &self.headers, &self.body, method)
     }
 }
 
@@ -358,15 +361,9 @@ impl Drop for Receiver {
     }
 }
 
-struct Head {
-    method: String,
-    path: String,
-    headers: HeaderMap,
-}
-
 fn serve(state: &State, connection: u64, stream: TcpStream) {
     let mut reader = BufReader::with_capacity(16 * 1024, &stream);
-    while let Some(head) = read_head(&mut reader) {
+    while let Some(head) = http1::read_head(&mut reader) {
         if !answer(state, connection, &stream, &mut reader, head) {
             break;
         }
@@ -390,12 +387,20 @@ fn answer(state: &State, connection: u64, stream: &TcpStream, reader: &mut BufRe
     let answer =
         script(&Request { method: &head.method, path: &head.path, headers: &head.headers, id: &id, attempt, number });
 
+    let mut early_tick = 0;
     match &answer {
         Answer::CloseBeforeBody => return false,
-        Answer::Reply(early) if early.early && !write_reply(stream, early, &head.method) => return false,
+        Answer::Reply(early) if early.early => {
+            early_tick = clock::tick();
+            if !early.write(stream, &head.method) {
+                return false;
+            }
+        }
         _ => {}
     }
-    let Some(body) = read_body(reader, header("content-length"), header("transfer-encoding")) else { return false };
+    let Some(body) = http1::read_body(reader, header("content-length"), header("transfer-encoding")) else {
+        return false;
+    };
     if let Some(verifier) = &state.verifier
         && let Err(error) = verifier.verify(&body, &head.headers)
     {
@@ -423,12 +428,12 @@ fn answer(state: &State, connection: u64, stream: &TcpStream, reader: &mut BufRe
         log.in_flight += 1;
         log.receipts.len() - 1
     };
-    let goes_on = respond(state, stream, &answer, &id, index);
+    let goes_on = respond(state, stream, &answer, &id, index, early_tick);
     state.log.lock().expect("the receiver's log").in_flight -= 1;
     goes_on
 }
 
-fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: usize) -> bool {
+fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: usize, early_tick: Tick) -> bool {
     let waited = pass_gate(state, id);
     let Some(waited) = waited else { return false };
     match answer {
@@ -441,8 +446,8 @@ fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: 
                 return false;
             }
             // Before the write: the other side cannot act on the answer earlier than this.
-            let tick = clock::tick();
-            if !reply.early && !write_reply(stream, reply, "POST") {
+            let tick = if reply.early { early_tick } else { clock::tick() };
+            if !reply.early && !reply.write(stream, "POST") {
                 return false;
             }
             let mut log = state.log.lock().expect("the receiver's log");
@@ -489,62 +494,6 @@ fn is_gone(stream: &TcpStream) -> bool {
         Ok(read) => read == 0,
         Err(error) => error.kind() != ErrorKind::WouldBlock,
     }
-}
-
-fn write_reply(mut stream: &TcpStream, reply: &Reply, method: &str) -> bool {
-    let Reply { status, headers, body, .. } = reply;
-    let mut bytes = format!("HTTP/1.1 {status} {status}\r\ncontent-length: {}\r\n", body.len()).into_bytes();
-    for (name, value) in headers {
-        bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-    }
-    bytes.extend_from_slice(b"\r\n");
-    if method != "HEAD" {
-        bytes.extend_from_slice(body);
-    }
-    stream.write_all(&bytes).is_ok()
-}
-
-fn read_head(reader: &mut BufReader<&TcpStream>) -> Option<Head> {
-    let mut limited = reader.take(HEAD_LIMIT);
-    let mut line = String::new();
-    let mut next = |line: &mut String| {
-        line.clear();
-        (limited.read_line(line).ok()? > 0 && line.ends_with('\n')).then_some(())?;
-        line.truncate(line.trim_end_matches(['\r', '\n']).len());
-        Some(())
-    };
-    next(&mut line)?;
-    let mut words = line.split(' ');
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut headers = HeaderMap::new();
-    loop {
-        next(&mut line)?;
-        if line.is_empty() {
-            return Some(Head { method, path, headers });
-        }
-        let (name, value) = line.split_once(':')?;
-        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        headers.append(name, HeaderValue::from_bytes(value.trim().as_bytes()).ok()?);
-    }
-}
-
-fn read_body(reader: &mut BufReader<&TcpStream>, length: &str, encoding: &str) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    if encoding.eq_ignore_ascii_case("chunked") {
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            let size = u64::from_str_radix(line.trim(), 16).ok()?;
-            reader.take(size).read_to_end(&mut body).ok()?;
-            reader.read_line(&mut line).ok()?;
-            if size == 0 {
-                return Some(body);
-            }
-        }
-    }
-    let length: u64 = if length.is_empty() { 0 } else { length.parse().ok()? };
-    let read = reader.take(length).read_to_end(&mut body).ok()?;
-    (read as u64 == length).then_some(body)
 }
 
 /// Lower-case hexadecimal.

@@ -94,6 +94,11 @@ impl Setup {
         self
     }
 
+    /// The port of the admin interface.
+    pub fn admin_port(&self) -> u16 {
+        self.admin
+    }
+
     /// The file's text.
     pub fn yaml(&self) -> String {
         if let Some(text) = &self.literal {
@@ -275,10 +280,6 @@ impl Walgate {
         let all = format!("{}\n{}", self.stdout(), self.stderr());
         let lines: Vec<&str> = all.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
-    }
-
-    pub fn admin_port(&self) -> u16 {
-        self.admin
     }
 
     /// A page of the admin interface: status and body.

@@ -95,6 +95,11 @@ impl Log {
         self.ends.get(&row.commit_lsn).copied()
     }
 
+    /// The place of the event's first sending among all rows.
+    pub fn first_sent(&self, id: &str) -> Option<usize> {
+        self.first_row.get(id).copied()
+    }
+
     /// The first time that each event was sent.
     pub fn first_rows(&self) -> impl Iterator<Item = &RowSent> {
         self.first_row.values().filter_map(|index| self.rows.get(*index))
