@@ -185,7 +185,13 @@ impl Link {
     /// Whether a password in clear text may be sent: on this machine, or to a server whose certificate was checked.
     #[must_use]
     pub fn is_private(&self) -> bool {
-        self.0.verified || matches!(self.0.socket, Socket::Unix(_))
+        self.0.verified || self.is_unix()
+    }
+
+    /// Whether this is a Unix-domain socket.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        matches!(self.0.socket, Socket::Unix(_))
     }
 
     /// What a SCRAM login is bound to; `None` without TLS, or where the certificate has no such hash.

@@ -1,1 +1,14 @@
-//! source
+//! The write-ahead log as a stream: the replication connection, its framing, and what stands in it.
+
+mod error;
+mod feedback;
+mod framer;
+mod handshake;
+mod reader;
+mod stream;
+mod wire;
+
+pub use error::{Retry, SourceError};
+pub use feedback::Feedback;
+pub use stream::{Identity, ReplicationStream, ServerParameters, Shutdown, StreamCloser, StreamOptions};
+pub use wire::{Chunk, Frame, Frames, Status, WireError, decode};
