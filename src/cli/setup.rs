@@ -1,5 +1,6 @@
 //! From files to parts: what `run`, `check` and `status` have in common.
 
+use tokio_postgres::error::SqlState;
 use walgate_sink::TargetField;
 
 use super::{ConfigArgs, complain};
@@ -7,7 +8,7 @@ use crate::{
     config::{self, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Sources},
     control::{Link, LinkError},
     error::ExitStatus,
-    postgres::{self, ConnectSettings},
+    postgres::{self, ConnectError, ConnectSettings},
     registry::Registry,
     router::{Mapping, Router, SinkTarget},
     source::OutboxReader,
@@ -69,11 +70,18 @@ pub fn settings(loaded: &Loaded) -> Result<ConnectSettings, ConfigErrors> {
 
 /// An SQL connection.
 pub async fn connect(settings: &ConnectSettings) -> Result<Link, LinkError> {
-    let (client, connection) = postgres::connect_sql(settings).await.map_err(|error| LinkError {
-        sqlstate: error.sqlstate(),
-        message: error.to_string(),
-    })?;
+    let (client, connection) = postgres::connect_sql(settings).await.map_err(link_error)?;
     Ok(Link::new(client, connection))
+}
+
+fn link_error(error: ConnectError) -> LinkError {
+    let sqlstate = match &error {
+        ConnectError::Refused { error, .. } => Some(SqlState::from_code(&error.sqlstate)),
+        // Nothing that passes by itself: as a wrong password.
+        ConnectError::PasswordMissing { .. } => Some(SqlState::INVALID_PASSWORD),
+        _ => None,
+    };
+    LinkError { message: error.to_string(), sqlstate }
 }
 
 /// The compiled routes and the reader of the outbox that they need.
@@ -92,7 +100,7 @@ pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
         .iter()
         .map(|sink| {
             let fields: &'static [TargetField] = sink.factory.target();
-            SinkTarget { name: sink.name.clone(), fields, defaults: sink.target_defaults.clone() }
+            SinkTarget { name: sink.name.clone(), fields, defaults: sink.targets.clone() }
         })
         .collect();
     let mut errors = loaded.errors();

@@ -77,7 +77,7 @@ pub async fn run(
         let chunk: Chunk = match chunk {
             Some(Ok(chunk)) => chunk,
             Some(Err(error)) => return Ended::Lost(error),
-            None => return Ended::Lost(SourceError::closed()),
+            None => return Ended::Lost(SourceError::Aborted),
         };
         let copy_out = stream.live_chunks() > LIVE_CHUNKS;
         for frame in chunk.frames() {
@@ -85,11 +85,9 @@ pub async fn run(
                 Ok(frame) => frame,
                 Err(error) => return Ended::Lost(error.into()),
             };
-            if let Frame::Keepalive { reply_requested: true, .. } = frame {
-                stream.feedback.reply_now();
-                if storm.asked() {
-                    return Ended::ServerStopping;
-                }
+            // The reader has asked for the answer already.
+            if matches!(frame, Frame::Keepalive { reply_requested: true, .. }) && storm.asked() {
+                return Ended::ServerStopping;
             }
             let wait = match intake.take(&frame, copy_out) {
                 Ok(wait) => wait,
@@ -128,7 +126,6 @@ pub async fn run(
             }
         }
         intake.flush();
-        stream.feedback.received(intake.received());
     }
 }
 

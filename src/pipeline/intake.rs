@@ -123,11 +123,6 @@ impl Intake {
         self.halted
     }
 
-    /// Commit end of the last transaction that was received whole.
-    pub fn received(&self) -> Lsn {
-        self.resume.taken_to()
-    }
-
     /// Takes one frame. `copy_out`: many chunks are alive, so that events leave theirs.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::{
     config::Limits,
     control::Session,
     postgres::ConnectSettings,
-    source::{ReplicationStream, Retry, ServerIdentity, SourceError, StreamOptions},
+    source::{Identity as ServerIdentity, ReplicationStream, Retry, SourceError, StreamOptions},
 };
 
 /// Pauses between two attempts to reach the slot.
@@ -146,7 +146,7 @@ impl Gateway {
                 why: error.to_string(),
             })?;
             let flush = self.checkpoint.subscribe();
-            let stream = ReplicationStream::connect(&self.settings, &self.options, flush).await.map_err(after_error)?;
+            let stream = ReplicationStream::connect(&self.settings, self.options.clone(), flush).await.map_err(after_error)?;
             Ok((connection, stream))
         };
         let connected = tokio::select! {
@@ -165,7 +165,7 @@ impl Gateway {
             tracing::info!(
                 slot = self.options.slot,
                 publication = self.options.publication,
-                server_version = identity.server_version,
+                server_version = stream.server().version,
                 system_id = identity.system_id,
                 lsn = %self.checkpoint.snapshot().flush_lsn,
                 "streaming; waiting for the next event"
@@ -243,7 +243,7 @@ impl Gateway {
 fn after_error(error: SourceError) -> Next {
     let why = error.to_string();
     match error.retry() {
-        Retry::Soon if error.slot_is_active() => Next::Reconnect { pause: Pause::Standby, why },
+        Retry::Soon if matches!(error, SourceError::SlotActive { .. }) => Next::Reconnect { pause: Pause::Standby, why },
         Retry::Soon => Next::Reconnect { pause: Pause::Short, why },
         Retry::Slowly => Next::Reconnect { pause: Pause::Slow, why },
         Retry::Never => Next::Fail(error.into()),
@@ -271,12 +271,12 @@ fn same_history(
             now.timeline, before.timeline
         )));
     }
-    if now.flush_lsn < received {
+    if now.xlogpos < received {
         return Err(GatewayError::OtherHistory(format!(
             "the server's WAL ends at {}, below {received}, which was received from it before: it was restored from a \
              backup, or lost WAL in a crash. Start walgate again; it then goes on from what the slot has confirmed, \
              and events that it delivered from the lost WAL are phantoms",
-            now.flush_lsn
+            now.xlogpos
         )));
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Gateway, SourceState, Summary};
-use crate::{lane::LaneState, source::ReplicationStream};
+use crate::{lane::LaneState, source::{ReplicationStream, Shutdown}};
 
 /// Kept back of the shutdown's time for the last status and for closing the sinks.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -51,7 +51,7 @@ pub async fn stop(gateway: Gateway, stream: Option<ReplicationStream>) -> Summar
     lanes.stop(closing.into()).await;
     let status = checkpoint.snapshot();
     let confirmed = match stream {
-        Some(stream) => stream.shutdown(deadline).await,
+        Some(stream) => stream.shutdown(deadline).await == Shutdown::Complete,
         None => false,
     };
     session.close().await;
