@@ -166,30 +166,41 @@ impl Template {
             let value = field.present(values)?;
             return if value.len() > MAX_RENDERED { Err(RenderError::TooLong) } else { Ok(value.clone()) };
         }
-        let mut rendered = String::with_capacity(self.text.len() + 32);
+        let length = self.rendered_length(values, escape)?;
+        let mut rendered = String::with_capacity(length);
         for part in &self.parts {
             match part {
                 Part::Literal(text) => rendered.push_str(text),
-                Part::Field { field, .. } => {
-                    let value = field.present(values)?;
-                    // Before it is written: an escaped value is never shorter than the value.
-                    if rendered.len() + value.len() > MAX_RENDERED {
-                        return Err(RenderError::TooLong);
-                    }
-                    match escape {
-                        Escape::UrlPath => push_path_segment(&mut rendered, value),
-                        _ => rendered.push_str(value),
-                    }
-                }
+                Part::Field { field, .. } => match (field.present(values)?, escape) {
+                    (value, Escape::UrlPath) => push_path_segment(&mut rendered, value),
+                    (value, _) => rendered.push_str(value),
+                },
             }
-        }
-        if rendered.len() > MAX_RENDERED {
-            return Err(RenderError::TooLong);
         }
         if escape == Escape::UrlPath && has_dot_segment(&rendered) {
             return Err(RenderError::DotSegment);
         }
         Ok(rendered.into())
+    }
+
+    /// Bytes of what [`Template::render`] writes, judged before anything is allocated.
+    fn rendered_length(&self, values: Values<'_>, escape: Escape) -> Result<usize, RenderError> {
+        let mut length = 0;
+        for part in &self.parts {
+            length += match part {
+                Part::Literal(text) => text.len(),
+                Part::Field { field, .. } => match (field.present(values)?, escape) {
+                    // No need to look through a value that is too long as it is.
+                    (value, _) if value.len() > MAX_RENDERED => return Err(RenderError::TooLong),
+                    (value, Escape::UrlPath) => path_segment_length(value),
+                    (value, _) => value.len(),
+                },
+            };
+            if length > MAX_RENDERED {
+                return Err(RenderError::TooLong);
+            }
+        }
+        Ok(length)
     }
 }
 
@@ -252,13 +263,24 @@ impl fmt::Display for Field {
     }
 }
 
-/// Writes a value as (a part of) one segment of a path: RFC 3986's unreserved characters as they are, the rest
-/// percent-encoded, and a value that is nothing but one or two dots as well.
+/// Whether a byte of a value stands as it is in a path: RFC 3986's unreserved characters, unless the value is nothing
+/// but one or two dots.
+fn stands(value: &str) -> impl Fn(u8) -> bool {
+    let dots = matches!(value, "." | "..");
+    move |byte| !dots && (byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~'))
+}
+
+fn path_segment_length(value: &str) -> usize {
+    let stands = stands(value);
+    value.bytes().map(|byte| if stands(byte) { 1 } else { 3 }).sum()
+}
+
+/// Writes a value as (a part of) one segment of a path, percent-encoded.
 fn push_path_segment(path: &mut String, value: &str) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let dots = matches!(value, "." | "..");
+    let stands = stands(value);
     for byte in value.bytes() {
-        if !dots && (byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')) {
+        if stands(byte) {
             path.push(char::from(byte));
         } else {
             path.push('%');
@@ -273,8 +295,14 @@ fn push_path_segment(path: &mut String, value: &str) {
 fn has_dot_segment(path: &str) -> bool {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     // A parser for http takes a backslash for a slash.
-    path.split(['/', '\\'])
-        .any(|segment| segment.len() <= 6 && matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | ".."))
+    path.split(['/', '\\']).any(|segment| {
+        let mut rest = segment.as_bytes();
+        let mut dots = 0;
+        while let [b'.', after @ ..] | [b'%', b'2', b'e' | b'E', after @ ..] = rest {
+            (rest, dots) = (after, dots + 1);
+        }
+        rest.is_empty() && matches!(dots, 1 | 2)
+    })
 }
 
 #[cfg(test)]

@@ -138,6 +138,7 @@ proptest! {
             for escape in [Escape::None, Escape::UrlPath] {
                 if let Ok(rendered) = template.render(values, escape) {
                     prop_assert!(rendered.len() <= MAX_RENDERED);
+                    prop_assert_eq!(template.rendered_length(values, escape), Ok(rendered.len()));
                 }
             }
         }
