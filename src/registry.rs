@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use walgate_sink::{ErasedFactory, SinkFactory, erase};
 
+use crate::config::KindCatalog;
+
 /// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
 pub const OPTIONAL_KINDS: &[(&str, &str)] = &[("webhook", "webhook")];
 
@@ -41,6 +43,20 @@ impl Registry {
     /// The kinds that are compiled in, in alphabetical order.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
         self.factories.keys().copied()
+    }
+}
+
+impl KindCatalog for Registry {
+    fn factory(&self, kind: &str) -> Option<&Arc<dyn ErasedFactory>> {
+        self.get(kind)
+    }
+
+    fn kinds(&self) -> Vec<&str> {
+        Registry::kinds(self).collect()
+    }
+
+    fn feature_of(&self, kind: &str) -> Option<&str> {
+        OPTIONAL_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, feature)| *feature)
     }
 }
 

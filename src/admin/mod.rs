@@ -15,10 +15,10 @@ use crate::pipeline::StatusBoard;
 ///
 /// # Errors
 /// The address is in use or not this machine's: a sentence that says so.
-pub async fn bind(listen: &str) -> Result<TcpListener, String> {
-    TcpListener::bind(listen).await.map_err(|error| {
+pub async fn bind(host: &str, port: u16) -> Result<TcpListener, String> {
+    TcpListener::bind((host, port)).await.map_err(|error| {
         format!(
-            "cannot listen on {listen} for `admin.listen`: {error}. Is another walgate running here? \
+            "cannot listen on {host}:{port} for `admin.listen`: {error}. Is another walgate running here? \
              Set `admin.listen` to another port, or to `off`"
         )
     })

@@ -15,7 +15,7 @@ use crate::{
     admin,
     checkpoint::Checkpoint,
     config::{Listen, Loaded, listen_address},
-    control::{self, Finding, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
+    control::{self, Finding, Link, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
     error::ExitStatus,
     lane::{DeliveryOutcome, LaneSettings, Observer, SinkSource},
     metrics::{Metrics, SinkMetrics},
@@ -73,20 +73,21 @@ async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitSta
         "starting"
     );
 
-    let session = open_session(&loaded, &settings);
     let mut stopped = stop.subscribe();
     let found = tokio::select! {
         _ = stopped.wait_for(|stop| *stop) => return Ok(ExitStatus::Ok),
-        found = look_until_ready(&session, &loaded, &routing, &board, args.create) => found?,
+        found = look_until_ready(&settings, &loaded, &routing, &board, args.create) => found?,
     };
     for finding in &found.warnings {
         tracing::warn!(code = ?finding.code, "{finding}");
     }
-    let gateway = assemble(&loaded, settings, routing, session, board, &metrics, found.confirmed());
-    let slot = &loaded.config.source.slot;
+    let slot = loaded.config.source.slot.clone();
+    let confirmed = found.facts.slots.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or(Lsn::ZERO);
+    let session = open_session(&slot, &settings);
+    let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed);
     match gateway.run(stop).await {
         Ok(summary) => {
-            say_goodbye(slot, &summary);
+            say_goodbye(&slot, &summary);
             Ok(ExitStatus::Ok)
         }
         Err(error) => {
@@ -110,8 +111,8 @@ fn board(loaded: &Loaded, settings: &ConnectSettings, routing: &Routing, metrics
 
 async fn serve_admin(loaded: &Loaded, board: &StatusBoard) -> Result<(), ExitStatus> {
     // The address was checked when the configuration was loaded.
-    let Ok(Listen::On(address)) = listen_address(&loaded.config.admin.listen) else { return Ok(()) };
-    let listener = admin::bind(&address).await.map_err(|message| {
+    let Ok(Listen::At(host, port)) = listen_address(&loaded.config.admin.listen) else { return Ok(()) };
+    let listener = admin::bind(&host, port).await.map_err(|message| {
         complain(&message);
         ExitStatus::Environment
     })?;
@@ -124,9 +125,9 @@ async fn serve_admin(loaded: &Loaded, board: &StatusBoard) -> Result<(), ExitSta
     Ok(())
 }
 
-fn open_session(loaded: &Loaded, settings: &ConnectSettings) -> Session {
+fn open_session(slot: &str, settings: &ConnectSettings) -> Session {
     let settings = settings.clone();
-    Session::spawn(SessionOptions::new(&loaded.config.source.slot), move || {
+    Session::spawn(SessionOptions::new(slot), move || {
         let settings = settings.clone();
         async move { setup::connect(&settings).await }
     })
@@ -134,55 +135,61 @@ fn open_session(loaded: &Loaded, settings: &ConnectSettings) -> Session {
 
 /// Looks at the server until nothing stands in the way, or until it is plain that somebody has to mend something.
 async fn look_until_ready(
-    session: &Session,
+    settings: &ConnectSettings,
     loaded: &Loaded,
     routing: &Routing,
     board: &StatusBoard,
     create: bool,
 ) -> Result<Preflight, ExitStatus> {
-    let wanted = wanted(loaded, routing);
+    let wanted = setup::wanted(loaded, routing, settings);
     let mut said = String::new();
     let mut create = create;
     loop {
-        let why = match session.up().await {
-            Ok(_) => match session.client() {
-                Some(client) => {
-                    if create {
-                        create_slot(&client, &wanted).await?;
-                        create = false;
-                    }
-                    match control::preflight(&client, &wanted).await {
-                        Ok(found) => return Ok(found),
-                        Err(findings) if control::only_waits(&findings) => {
-                            let why = sentences(&findings);
-                            board.source(SourceState::Standby, Some(why.clone()));
-                            why
-                        }
-                        Err(findings) if client.is_closed() => sentences(&findings),
-                        Err(findings) => {
-                            for finding in findings.iter().filter(|finding| finding.severity == Severity::Error) {
-                                complain(&finding.to_string());
-                            }
-                            return Err(ExitStatus::Environment);
-                        }
-                    }
+        let (state, why) = match setup::connect(settings).await {
+            Ok(Link { client, driver }) => {
+                let driver = tokio::spawn(driver);
+                let looked = look(&client, &wanted, &mut create).await;
+                driver.abort();
+                match looked? {
+                    Ok(found) => return Ok(found),
+                    Err(waits) => waits,
                 }
-                None => "the SQL connection was lost".to_owned(),
-            },
+            }
             Err(error) if error.needs_somebody() => {
                 complain(&cannot_connect(&error));
                 return Err(ExitStatus::Environment);
             }
-            Err(error) => {
-                board.source(SourceState::Starting, Some(error.to_string()));
-                cannot_connect(&error)
-            }
+            Err(error) => (SourceState::Starting, cannot_connect(&error)),
         };
+        board.source(state, Some(why.clone()));
         if why != said {
             tracing::warn!(reason = why, "not started yet; trying again every second");
             said = why;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// One look, on a connection of its own. `Ok(Err(..))`: it may pass by itself.
+async fn look(
+    client: &tokio_postgres::Client,
+    wanted: &Wanted,
+    create: &mut bool,
+) -> Result<Result<Preflight, (SourceState, String)>, ExitStatus> {
+    if *create {
+        create_slot(client, wanted).await?;
+        *create = false;
+    }
+    match control::preflight(client, wanted).await {
+        Ok(found) => Ok(Ok(found)),
+        Err(findings) if control::only_waits(&findings) => Ok(Err((SourceState::Standby, sentences(&findings)))),
+        Err(findings) if client.is_closed() => Ok(Err((SourceState::Starting, sentences(&findings)))),
+        Err(findings) => {
+            for finding in findings.iter().filter(|finding| finding.severity == Severity::Error) {
+                complain(&finding.to_string());
+            }
+            Err(ExitStatus::Environment)
+        }
     }
 }
 
@@ -208,16 +215,8 @@ async fn create_slot(client: &tokio_postgres::Client, wanted: &Wanted) -> Result
     }
 }
 
-/// What the preflight is to look at.
-pub fn wanted(loaded: &Loaded, routing: &Routing) -> Wanted {
-    let config = &loaded.config;
-    let table = routing.reader.table();
-    Wanted::new(&config.source.slot, &config.source.publication, &table.schema, &table.name)
-        .with_mapping(&config.outbox, routing.router.columns())
-}
-
 fn assemble(
-    loaded: &Loaded,
+    loaded: Loaded,
     settings: ConnectSettings,
     routing: Routing,
     session: Session,
@@ -225,23 +224,22 @@ fn assemble(
     metrics: &Metrics,
     confirmed: Lsn,
 ) -> Gateway {
-    let config = &loaded.config;
+    let Loaded { config, sinks, .. } = loaded;
     let Routing { router, reader } = routing;
-    let labels = route_labels(loaded);
+    let labels: Vec<Arc<str>> = config.routes.iter().map(|route| route.event_type.0.join(",").into()).collect();
     let checkpoint = Checkpoint::new(confirmed);
-    let plans = loaded
-        .sinks
-        .iter()
+    let plans = sinks
+        .into_iter()
         .map(|sink| LanePlan {
-            name: sink.name.clone(),
-            kind: sink.kind.clone(),
+            observer: Arc::new(Meter(metrics.sink(&sink.name, &labels), metrics.clone())),
+            kind: sink.kind,
             source: SinkSource::factory(
-                Arc::clone(&sink.factory),
-                Arc::clone(&sink.settings),
+                sink.factory,
+                Arc::new(sink.settings),
                 SinkContext::new(sink.name.as_str(), sink.delivery.timeout.0),
             ),
             settings: LaneSettings::from(&sink.delivery),
-            observer: Arc::new(Meter(metrics.sink(&sink.name, &labels), metrics.clone())),
+            name: sink.name,
         })
         .collect();
     let lanes = Lanes::start(plans, &checkpoint);
@@ -271,11 +269,6 @@ fn assemble(
         board,
         shutdown_timeout: config.shutdown_timeout.0,
     }
-}
-
-/// The label of a route in metrics: its patterns.
-fn route_labels(loaded: &Loaded) -> Vec<Arc<str>> {
-    loaded.config.routes.iter().map(|route| route.event_type.0.join(",").into()).collect()
 }
 
 fn say_goodbye(slot: &str, summary: &Summary) {

@@ -6,7 +6,7 @@ use walgate_sink::TargetField;
 use super::{ConfigArgs, complain};
 use crate::{
     config::{self, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Sources},
-    control::{Link, LinkError},
+    control::{ColumnRole, Link, LinkError, TableName, Wanted, WantedColumn},
     error::ExitStatus,
     postgres::{self, ConnectError, ConnectSettings},
     registry::Registry,
@@ -130,5 +130,29 @@ fn route_path(route: usize, target: Option<usize>, field: Option<&str>) -> KeyPa
     match field {
         Some(field) => path.key(field),
         None => path,
+    }
+}
+
+/// What a look at the server is to find there.
+pub fn wanted(loaded: &Loaded, routing: &Routing, settings: &ConnectSettings) -> Wanted {
+    let config = &loaded.config;
+    let names = &config.outbox.columns;
+    let mut columns = vec![
+        WantedColumn::new(&names.id, ColumnRole::Id),
+        WantedColumn::new(&names.event_type, ColumnRole::EventType),
+        WantedColumn::new(&names.payload, ColumnRole::Payload),
+    ];
+    columns.extend(names.key.iter().map(|name| WantedColumn::new(name, ColumnRole::Key)));
+    columns.extend(names.headers.iter().map(|name| WantedColumn::new(name, ColumnRole::Headers)));
+    let others = config.outbox.header_columns.values().chain(routing.router.columns());
+    columns.extend(others.map(|name| WantedColumn::new(name, ColumnRole::Other)));
+    let table = routing.reader.table();
+    Wanted {
+        slot: config.source.slot.clone(),
+        publication: config.source.publication.clone(),
+        table: TableName { schema: table.schema.clone(), name: table.name.clone() },
+        columns,
+        application_name: settings.application_name.clone(),
+        count_rows: false,
     }
 }

@@ -79,7 +79,8 @@ async fn attempt(
     address: Option<SocketAddr>,
     transport: Transport,
 ) -> Result<(Client, SqlConnection), ConnectError> {
-    let login = Box::pin(login(settings, endpoint, address, transport));
+    // A trait object: the compiler cannot show that the future within is `Send` for every lifetime.
+    let login: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(login(settings, endpoint, address, transport));
     match settings.connect_timeout {
         None => login.await,
         Some(after) => tokio::time::timeout(after, login).await.unwrap_or_else(|_| {
@@ -114,15 +115,7 @@ async fn login(
         (client, Box::pin(connection))
     } else {
         let certificates = tls::client_config(&settings.tls)?;
-        let name = match &endpoint.host {
-            Host::Tcp(name) => name.as_str(),
-            Host::Unix(_) => "localhost",
-        };
-        let mut make = MakeRustlsConnect::new(Arc::unwrap_or_clone(certificates));
-        let inner = MakeTlsConnect::<Watched<Box<dyn Stream>>>::make_tls_connect(&mut make, name)
-            .unwrap_or_else(|never| match never {});
-        let watched =
-            WatchedTls { inner, verified: settings.tls.verifies(), seen: seen.clone(), broken: Arc::clone(&broken) };
+        let watched = watched_tls(settings, endpoint, certificates, &seen, &broken);
         let (client, connection) = config.connect_raw(stream, watched).await.map_err(|error| {
             let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
             explain(settings, endpoint, transport, &seen, broken, &error)
@@ -131,6 +124,23 @@ async fn login(
     };
     check_session(settings, endpoint, &client, &mut connection).await?;
     Ok((client, connection))
+}
+
+fn watched_tls(
+    settings: &ConnectSettings,
+    endpoint: &Endpoint,
+    certificates: Arc<rustls::ClientConfig>,
+    seen: &Seen,
+    broken: &Arc<Mutex<Option<String>>>,
+) -> WatchedTls<<MakeRustlsConnect as MakeTlsConnect<Watched<Box<dyn Stream>>>>::TlsConnect> {
+    let name = match &endpoint.host {
+        Host::Tcp(name) => name.as_str(),
+        Host::Unix(_) => "localhost",
+    };
+    let mut make = MakeRustlsConnect::new(Arc::unwrap_or_clone(certificates));
+    let inner = MakeTlsConnect::<Watched<Box<dyn Stream>>>::make_tls_connect(&mut make, name)
+        .unwrap_or_else(|never| match never {});
+    WatchedTls { inner, verified: settings.tls.verifies(), seen: seen.clone(), broken: Arc::clone(broken) }
 }
 
 async fn dial(

@@ -59,7 +59,6 @@ fn yes() -> bool {
 }
 
 /// A configuration in the form that requests need.
-#[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) url: Url,
     pub(crate) signer: Option<Signer>,

@@ -1,8 +1,10 @@
 //! From a delivery to its request.
 
+use std::{fmt, sync::Arc};
+
 use reqwest::{
     Body, Method, Request, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use walgate_sink::{Bytes, Delivery, Event, RejectReason, Rejection};
 
@@ -25,7 +27,6 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 const MAX_URL_BYTES: usize = 8 << 10;
 
 /// Makes requests out of deliveries. What is the same in all of them is made once.
-#[derive(Debug)]
 pub(crate) struct Requests {
     /// The endpoint of deliveries without a path of their own, and that of the configured path where it is literal.
     fixed: Vec<(Option<String>, Endpoint)>,
@@ -36,10 +37,10 @@ pub(crate) struct Requests {
 }
 
 /// A URL, and how it is shown: without its query, which may hold a token.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Endpoint {
     pub(crate) url: Url,
-    pub(crate) shown: String,
+    pub(crate) shown: Arc<str>,
     /// Whether it is the same for every event.
     pub(crate) fixed: bool,
 }
@@ -54,7 +55,19 @@ impl Endpoint {
             shown.truncate(200);
             shown.push('…');
         }
-        Endpoint { url, shown, fixed }
+        Endpoint { url, shown: shown.into(), fixed }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("fixed", &self.fixed).finish_non_exhaustive()
     }
 }
 
@@ -118,6 +131,10 @@ impl Requests {
         headers.reserve(8);
         if event.payload.is_some() && !headers.contains_key(CONTENT_TYPE) {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(event.format.content_type()));
+        }
+        if body.is_empty() {
+            // The client would leave it out, and some servers answer 411 then.
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         headers.insert(EVENT_TYPE.clone(), headers::field(&event.event_type).ok_or_else(unfit)?);
         if let Some(key) = &event.key {

@@ -1,6 +1,7 @@
 //! The sink itself.
 
 use std::{
+    fmt,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -27,7 +28,7 @@ use crate::{
 /// Bytes of an answer that are read at the most; then the connection is dropped.
 const MAX_ANSWER: usize = 64 << 10;
 /// How long the rest of an answer is waited for once its status is known.
-const ANSWER_TIME: Duration = Duration::from_secs(2);
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// Makes [`WebhookSink`]s.
 #[derive(Debug)]
@@ -52,7 +53,6 @@ impl SinkFactory for WebhookFactory {
 }
 
 /// Delivers each event as one signed HTTP request.
-#[derive(Debug)]
 pub struct WebhookSink {
     /// `None` once the sink is closed. Its connections close with it.
     client: RwLock<Option<Client>>,
@@ -60,6 +60,12 @@ pub struct WebhookSink {
     requests: Requests,
     secrets: Vec<Secret>,
     timeout: Duration,
+}
+
+impl fmt::Debug for WebhookSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebhookSink").field("requests", &self.requests).finish_non_exhaustive()
+    }
 }
 
 impl WebhookSink {

@@ -62,7 +62,8 @@ fn system_roots() -> Result<RootCertStore, SinkError> {
 pub(crate) fn certificate_fault(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let rustls::Error::InvalidCertificate(fault) = rustls_error(error)? else { return None };
     Some(match fault {
-        CertificateError::UnknownIssuer => {
+        // A bad signature: a CA of the same name as one that is trusted.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "its certificate is not signed by a CA that is trusted here: name the CA's file in `ca_file`".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {

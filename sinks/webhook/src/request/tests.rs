@@ -51,7 +51,7 @@ fn everything_of_the_event_travels() {
     let (request, endpoint) = requests.build(&delivery(event, None), 1_700_000_000).unwrap();
 
     assert_eq!((request.method(), request.url().as_str()), (&Method::POST, "https://a.example/hooks"));
-    assert_eq!(endpoint.shown, "https://a.example/hooks");
+    assert_eq!(&*endpoint.shown, "https://a.example/hooks");
     assert!(endpoint.fixed);
     for (name, value) in [
         ("webhook-id", "7f9c24e5-2f1b-4b1e-9d5e-000000000001"),
