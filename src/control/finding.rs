@@ -86,6 +86,12 @@ pub enum FindingCode {
     PublicationYounger,
     /// Rows in the table that will not be sent, or that could not be counted.
     ExistingRows,
+    /// Only one of publication and slot exists: what the other one was is not known.
+    HalfExists,
+    /// The role of walgate exists and cannot do what it must.
+    RoleUnfit,
+    /// A statement that creates or drops something failed.
+    StatementFailed,
 }
 
 /// One thing that a check found.

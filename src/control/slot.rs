@@ -339,6 +339,6 @@ mod tests {
     fn nothing_is_nothing() {
         let report =
             report(answer(serde_json::json!({ "in_recovery": true, "current_wal_lsn": null, "slots": [] })), "x");
-        assert_eq!((report.slot, report.who_holds_the_wal()), (None, None));
+        assert_eq!((report.who_holds_the_wal(), report.slot), (None, None));
     }
 }
