@@ -138,6 +138,15 @@ impl Finding {
     }
 }
 
+/// Text that came from elsewhere, fit for a message: control characters are escaped, quotes stay.
+pub(super) fn on_one_line(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
 /// The sentence, then the SQL on lines of its own, indented.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
