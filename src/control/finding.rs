@@ -86,6 +86,12 @@ pub enum FindingCode {
     PublicationYounger,
     /// Rows in the table that will not be sent, or that could not be counted.
     ExistingRows,
+    /// Only one of publication and slot exists: what the other one was is not known.
+    HalfExists,
+    /// The role of walgate exists and cannot do what it must.
+    RoleUnfit,
+    /// A statement that creates or drops something failed.
+    StatementFailed,
 }
 
 /// One thing that a check found.
@@ -130,6 +136,15 @@ impl Finding {
     pub fn blocks(&self) -> bool {
         self.severity >= Severity::Wait
     }
+}
+
+/// Text that came from elsewhere, fit for a message: control characters are escaped, quotes stay.
+pub(super) fn on_one_line(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// The sentence, then the SQL on lines of its own, indented.

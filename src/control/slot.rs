@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use walgate_sink::Lsn;
 
-use super::query::{QueryError, json_row};
+use super::{
+    finding::on_one_line,
+    query::{QueryError, json_row},
+};
 
 /// `to_jsonb` takes whatever columns this server's version has; those that it lacks read as none. The LSN functions
 /// are chosen by `CASE` because `pg_current_wal_lsn` fails in recovery.
@@ -61,7 +64,7 @@ impl std::fmt::Display for SlotUser {
         let mut open = false;
         for (what, value) in named {
             if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
-                write!(f, "{}{what} {}", if open { ", " } else { " (" }, value.escape_debug())?;
+                write!(f, "{}{what} {}", if open { ", " } else { " (" }, on_one_line(value))?;
                 open = true;
             }
         }
@@ -339,6 +342,6 @@ mod tests {
     fn nothing_is_nothing() {
         let report =
             report(answer(serde_json::json!({ "in_recovery": true, "current_wal_lsn": null, "slots": [] })), "x");
-        assert_eq!((report.slot, report.who_holds_the_wal()), (None, None));
+        assert_eq!((report.who_holds_the_wal(), report.slot), (None, None));
     }
 }

@@ -16,6 +16,8 @@ pub use facts::{
     ColumnFacts, ExistingRows, PastFacts, PublicationEntry, PublicationFacts, ROWS_COUNTED, ServerFacts, TableFacts,
 };
 
+use crate::config;
+
 use super::{
     finding::{Finding, FindingCode},
     names::TableName,
@@ -41,6 +43,59 @@ pub struct Wanted {
     pub application_name: String,
     /// Whether to count the rows that will not be sent (`check --connect`).
     pub count_rows: bool,
+}
+
+impl Wanted {
+    /// A slot, a publication and a table whose columns do not matter; connected as `walgate`, rows not counted.
+    pub fn new(
+        slot: impl Into<String>,
+        publication: impl Into<String>,
+        schema: impl Into<String>,
+        table: impl Into<String>,
+    ) -> Self {
+        Wanted {
+            slot: slot.into(),
+            publication: publication.into(),
+            table: TableName::new(schema, table),
+            columns: Vec::new(),
+            application_name: "walgate".to_owned(),
+            count_rows: false,
+        }
+    }
+
+    /// The same, with the columns that the mapping reads, and those that the templates of routes do.
+    #[must_use]
+    pub fn with_mapping(mut self, outbox: &config::Outbox, templates: &[String]) -> Self {
+        let columns = &outbox.columns;
+        let mut wanted = vec![
+            WantedColumn::new(&columns.id, ColumnRole::Id),
+            WantedColumn::new(&columns.event_type, ColumnRole::EventType),
+            WantedColumn::new(&columns.payload, ColumnRole::Payload),
+        ];
+        wanted.extend(columns.key.iter().map(|name| WantedColumn::new(name, ColumnRole::Key)));
+        wanted.extend(columns.headers.iter().map(|name| WantedColumn::new(name, ColumnRole::Headers)));
+        for name in outbox.header_columns.values().chain(templates) {
+            if wanted.iter().all(|column| column.name != *name) {
+                wanted.push(WantedColumn::new(name, ColumnRole::Other));
+            }
+        }
+        self.columns = wanted;
+        self
+    }
+
+    /// The same, connected under another application name.
+    #[must_use]
+    pub fn with_application_name(mut self, name: impl Into<String>) -> Self {
+        self.application_name = name.into();
+        self
+    }
+
+    /// The same, with the rows counted that will not be sent.
+    #[must_use]
+    pub fn counting_rows(mut self) -> Self {
+        self.count_rows = true;
+        self
+    }
 }
 
 /// A column that must exist.
@@ -106,8 +161,8 @@ pub struct Preflight {
 
 /// Checks server, role, table, publication and slot. Nothing is changed.
 ///
-/// The client should serve nothing else meanwhile: the queries run in a transaction of their own with a timeout, and
-/// one that is dropped half-way leaves it open.
+/// The queries run in a read-only transaction with a timeout. Reads of others on the same client do no harm; a future
+/// that is dropped half-way leaves the transaction open.
 ///
 /// # Errors
 /// Every finding, warnings too, where at least one of them blocks. [`only_waits`](super::finding::only_waits) says
@@ -130,7 +185,7 @@ pub async fn preflight(client: &Client, wanted: &Wanted) -> Result<Preflight, Ve
 
 /// The facts, or that the server is too old to be asked for them.
 async fn read(client: &Client, wanted: &Wanted) -> Result<Result<Facts, Finding>, QueryError> {
-    let begin = "BEGIN READ ONLY; SET LOCAL statement_timeout = '10s'; SET LOCAL search_path = pg_catalog";
+    let begin = "BEGIN READ ONLY; SET LOCAL statement_timeout = '5s'; SET LOCAL search_path = pg_catalog";
     execute(client, "begin the check", begin).await?;
     let server = match facts::server(client).await? {
         Some(server) if server.major() >= OLDEST_MAJOR => server,

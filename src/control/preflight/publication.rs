@@ -2,7 +2,7 @@
 
 use super::{Facts, PastFacts, PublicationFacts, Wanted};
 use crate::control::{
-    finding::{Finding, FindingCode},
+    finding::{Finding, FindingCode, on_one_line},
     missing_past::{create_publication_sql, explain_publication_missing_in_past, new_slot_sql},
     names::quote_ident,
 };
@@ -76,7 +76,7 @@ fn entry(publication: &PublicationFacts, wanted: &Wanted, findings: &mut Vec<Fin
                      publish the table without a filter, and choose events by routes",
                     wanted.publication,
                     wanted.table,
-                    filter.escape_debug()
+                    on_one_line(filter)
                 ),
             )
             .with_sql(again.clone()),

@@ -5,7 +5,7 @@ use super::{
     standby_names::{TakenIn, taken_in},
 };
 use crate::control::{
-    finding::{Finding, FindingCode, Severity},
+    finding::{Finding, FindingCode, Severity, on_one_line},
     names::quote_ident,
 };
 
@@ -122,8 +122,8 @@ fn standby(server: &ServerFacts, wanted: &Wanted, findings: &mut Vec<Finding>) {
             format!(
                 "synchronous_standby_names = '{}' makes `{}` a synchronous standby ({why}): the application's COMMIT \
                  would wait until walgate has delivered; {what}",
-                setting.escape_debug(),
-                wanted.application_name.escape_debug()
+                on_one_line(setting),
+                on_one_line(&wanted.application_name)
             ),
         )
         .with_sql(

@@ -2,7 +2,7 @@
 
 use super::{Facts, Wanted};
 use crate::control::{
-    finding::{Finding, FindingCode, Severity},
+    finding::{Finding, FindingCode, Severity, on_one_line},
     missing_past::{create_slot_sql, new_slot_sql},
     slot::{SlotStatus, WalStatus, human_bytes},
 };
@@ -82,7 +82,7 @@ fn wal(facts: &Facts, slot: &SlotStatus, findings: &mut Vec<Finding>) {
             Some("rows_removed") => "rows of the catalog that it needs were removed".to_owned(),
             Some("wal_level_insufficient") => "wal_level was not `logical` for a time".to_owned(),
             Some("wal_removed") | None => "WAL that it still needed was removed (max_slot_wal_keep_size)".to_owned(),
-            Some(other) => format!("PostgreSQL says `{}`", other.escape_debug()),
+            Some(other) => format!("PostgreSQL says `{}`", on_one_line(other)),
         };
         let range = match (slot.confirmed_flush_lsn, slot.current_wal_lsn) {
             (Some(confirmed), Some(now)) => format!(" between {confirmed} and {now}"),

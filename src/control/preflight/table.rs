@@ -12,7 +12,7 @@ const LISTED: usize = 30;
 pub(super) fn judge(facts: &Facts, wanted: &Wanted, findings: &mut Vec<Finding>) {
     let name = &wanted.table;
     let Some(table) = &facts.table else {
-        let near = facts.near_table.as_ref().map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+        let near = facts.near_table.as_ref().map(|near| format!(" (there is {near})")).unwrap_or_default();
         findings.push(Finding::error(
             FindingCode::TableMissing,
             format!(
@@ -63,7 +63,7 @@ fn missing(table: &TableFacts, wanted: &Wanted, column: &WantedColumn) -> Findin
     let score = |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &column.name.to_lowercase());
     let names = || table.columns.iter().map(|found| found.name.as_str());
     let near = names().filter(|name| score(name) >= 0.8).max_by(|a, b| score(a).total_cmp(&score(b)));
-    let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    let near = near.map(|near| format!(": did you mean `{near}`?")).unwrap_or_default();
     let mut list: Vec<_> = names().take(LISTED).map(|name| format!("`{name}`")).collect();
     if table.columns.len() > LISTED {
         list.push(format!("and {} more", table.columns.len() - LISTED));
@@ -184,7 +184,7 @@ pub(super) fn judge_rows(facts: &Facts, wanted: &Wanted, findings: &mut Vec<Find
         Some(slot) if existing.behind_slot > 0 => {
             let behind = match (existing.behind_slot, existing.rows) {
                 (behind, rows) if behind == rows && !capped => "all of them".to_owned(),
-                (behind, _) => format!("at least {behind} of them"),
+                (behind, _) => format!("at least {} of them", behind.min(ROWS_COUNTED - 1)),
             };
             let from = slot.confirmed_flush_lsn.map(|lsn| format!(" ({lsn})")).unwrap_or_default();
             Finding::warning(
