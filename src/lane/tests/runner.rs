@@ -494,9 +494,12 @@ async fn pushes_from_another_thread_are_all_delivered_in_order() {
     let works: Vec<_> = (0..20_000).map(|number| rig.work(&format!("key {}", number % 97))).collect();
     let pusher = std::thread::spawn(move || works.into_iter().for_each(|work| handle.push(work)));
     pusher.join().unwrap();
-    while checkpoint.with(|ring| ring.unsettled_events()) > 0 {
-        tokio::task::yield_now().await;
-    }
+    let all_settled = async {
+        while checkpoint.with(|ring| ring.unsettled_events()) > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(60 * SECOND, all_settled).await.expect("everything is settled");
     let received = sink.received.lock().unwrap();
     assert_eq!(received.len(), 20_000);
     let mut last = vec![0; 97];
