@@ -51,6 +51,17 @@ struct Remembered {
     fatal_at: Option<u64>,
 }
 
+impl From<Change> for Note {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::Down { cause, error, delay } => Note::SinkDown { cause, error, delay },
+            Change::StillDown { error, delay } => Note::ProbeFailed { error, delay },
+            Change::Closed { error } => Note::SinkClosed { error },
+            Change::Up { outage } => Note::SinkUp { outage },
+        }
+    }
+}
+
 /// The latest failure, for the status.
 #[derive(Debug)]
 pub(super) struct Trouble {
@@ -177,11 +188,13 @@ impl Lane {
         let mut finished = Finished::default();
         let Some(Flying { batch, items }) = self.flights.remove(&id) else { return finished };
         self.in_flight -= items.len();
-        let silent = self.health.is_silent(&self.policy);
+        let outage = self.health.in_outage(&self.policy);
         let change = self.judge(id, &outcomes, &items, now, jitter);
-        if silent && !self.health.in_outage(&self.policy) {
-            // It answers again, and was never down: whom its silence made wait need not wait any longer.
-            self.release_outage(now);
+        if outage && !self.health.in_outage(&self.policy) {
+            // The sink answers again: whom the outage made wait need not wait any longer.
+            for item in self.backoffs.release_outage(now) {
+                self.queue.again(item);
+            }
         }
         let all_rejected = self.health.rejects_everything(&self.policy);
         finished.settled.reserve(items.len());
@@ -219,7 +232,7 @@ impl Lane {
             self.progress_at = Some(now);
         }
         if let Some(change) = change {
-            finished.notes.push(self.changed(change, now));
+            finished.notes.push(change.into());
         }
         if self.unsettled() == 0 {
             self.queue.shrink();
@@ -280,7 +293,7 @@ impl Lane {
                 event: None,
             });
         }
-        vec![self.changed(change, now)]
+        vec![change.into()]
     }
 
     /// Deliveries that are not settled.
@@ -321,24 +334,6 @@ impl Lane {
             evidence.add(outcome, others_pass && !trial);
         }
         self.health.judge(id, evidence, &self.policy, now, jitter())
-    }
-
-    fn changed(&mut self, change: Change, now: Instant) -> Note {
-        match change {
-            Change::Down { cause, error, delay } => Note::SinkDown { cause, error, delay },
-            Change::StillDown { error, delay } => Note::ProbeFailed { error, delay },
-            Change::Closed { error } => Note::SinkClosed { error },
-            Change::Up { outage } => {
-                self.release_outage(now);
-                Note::SinkUp { outage }
-            }
-        }
-    }
-
-    fn release_outage(&mut self, now: Instant) {
-        for item in self.backoffs.release_outage(now) {
-            self.queue.again(item);
-        }
     }
 
     /// The sink can never accept this delivery: leaves it out or holds it.

@@ -34,7 +34,8 @@
 //! 2. Each delivery is settled at most once, and none is forgotten: until then it is in exactly one of the states above.
 //! 3. A key that is not busy leaves no trace.
 //! 4. The n-th pause, from 0, is between half and all of `min(cap, initial * 2^n)`, and never shorter than what the sink
-//!    asks for, up to `max`. Only the end of an outage cuts a pause short, and never the sink's own.
+//!    asks for, up to `max`. Only the end of an outage, or of a silence of several
+//!    failures in a row without any answer, cuts a pause short, and never the sink's own.
 //!
 //! # The sink
 //!

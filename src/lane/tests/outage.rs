@@ -152,6 +152,21 @@ fn one_delivery_goes_out_first_and_when_it_is_taken_everything_is_released() {
 }
 
 #[test]
+fn the_end_of_an_outage_cuts_a_long_pause_short() {
+    let mut bench = Bench::new();
+    bench.push("a");
+    for _ in 0..11 {
+        bench.round(&failed(FailureKind::Unavailable));
+        bench.advance(60 * SECOND);
+    }
+    assert_eq!(bench.round(&failed(FailureKind::Fatal)), ["1"], "its pause would be a minute");
+    bench.push("b");
+    pass(&mut bench);
+    assert_eq!(bench.round(&ACK), ["2"]);
+    assert_eq!(bench.round(&ACK), ["1"], "at once");
+}
+
+#[test]
 fn the_backoff_of_an_outage_is_forgotten_after_it() {
     let mut bench = down(&failed(FailureKind::Fatal), 2);
     for _ in 0..5 {

@@ -252,18 +252,20 @@ async fn after_an_outage_everything_is_delivered_within_two_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_lets_batches_in_flight_finish_and_starts_no_others() {
-    let sink = Arc::new(Scripted::new(|_, report: DeliveryReport| async move {
-        sleep(3 * SECOND).await;
+    let mut sink = Scripted::new(|batch: Batch, report: DeliveryReport| async move {
+        sleep(if &*batch[0].dedup_id == "1" { SECOND } else { 3 * SECOND }).await;
         acknowledge(&report);
-    }));
+    });
+    sink.capabilities = Capabilities::default().with_max_batch(1).with_concurrency(2);
+    let sink = Arc::new(sink);
     let mut rig = Rig::start(&sink);
-    rig.push(&["a", "a"]);
-    until(|| rig.handle.status().in_flight == 1).await;
+    rig.push(&["a", "b", "a", "c"]);
+    until(|| rig.handle.status().in_flight == 2).await;
     let (checkpoint, start) = (rig.checkpoint.clone(), Instant::now());
     assert_eq!(rig.stop(10 * SECOND).await, LaneEnd::Stopped);
     assert!(start.elapsed() < 4 * SECOND, "no longer than it takes");
-    assert_eq!(sink.received(), ["1/1"]);
-    assert_eq!(checkpoint.with(|ring| ring.unsettled_events()), 1, "the first is settled");
+    assert_eq!(sink.received(), ["1/1", "2/1"]);
+    assert_eq!(checkpoint.with(|ring| ring.unsettled_events()), 2, "two are settled, two were not started");
     assert_eq!(sink.closed.load(SeqCst), 1);
 }
 
@@ -494,9 +496,12 @@ async fn pushes_from_another_thread_are_all_delivered_in_order() {
     let works: Vec<_> = (0..20_000).map(|number| rig.work(&format!("key {}", number % 97))).collect();
     let pusher = std::thread::spawn(move || works.into_iter().for_each(|work| handle.push(work)));
     pusher.join().unwrap();
-    while checkpoint.with(|ring| ring.unsettled_events()) > 0 {
-        tokio::task::yield_now().await;
-    }
+    let all_settled = async {
+        while checkpoint.with(|ring| ring.unsettled_events()) > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(60 * SECOND, all_settled).await.expect("everything is settled");
     let received = sink.received.lock().unwrap();
     assert_eq!(received.len(), 20_000);
     let mut last = vec![0; 97];
