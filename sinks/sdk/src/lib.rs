@@ -8,6 +8,7 @@ mod lsn;
 mod report;
 mod secret;
 mod sink;
+mod strict;
 mod target;
 mod units;
 
@@ -18,6 +19,7 @@ pub use lsn::{Lsn, ParseLsnError, Position};
 pub use report::{DeliveryReport, Failure, FailureKind, Outcome, RejectReason, Rejection};
 pub use secret::Secret;
 pub use sink::{BoxFuture, Capabilities, DynSink, Sink, SinkError, SinkErrorKind};
+pub use strict::read_config;
 pub use target::{Escape, Target, TargetField};
 pub use units::{ByteSize, HumanDuration};
 
