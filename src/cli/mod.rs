@@ -100,7 +100,7 @@ pub fn main(registry: &Registry) -> ExitStatus {
         match cli.command {
             Command::Run(args) => run::run(args, registry).await,
             Command::Check(args) => check::run(args, registry).await,
-            Command::Init(args) => init::run(args).await,
+            Command::Init(args) => init(args).await,
             Command::Status(args) => status::run(args, registry).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args).await,
@@ -109,6 +109,12 @@ pub fn main(registry: &Registry) -> ExitStatus {
     // A thread that hangs in a system call must not keep the process.
     runtime.shutdown_background();
     status
+}
+
+async fn init(args: init::InitArgs) -> ExitStatus {
+    let connect = async |url: walgate_sink::Secret| setup::connect_to(&url).await;
+    // Nobody reads a closed pipe: the exit status still tells how it went.
+    init::run(args, connect, &mut anstream::stdout()).await.unwrap_or(ExitStatus::Runtime)
 }
 
 impl OutputArgs {

@@ -1,7 +1,7 @@
 //! From files to parts: what `run`, `check` and `status` have in common.
 
 use tokio_postgres::error::SqlState;
-use walgate_sink::TargetField;
+use walgate_sink::{Secret, TargetField};
 
 use super::{ConfigArgs, complain};
 use crate::{
@@ -72,6 +72,13 @@ pub fn settings(loaded: &Loaded) -> Result<ConnectSettings, ConfigErrors> {
 pub async fn connect(settings: &ConnectSettings) -> Result<Link, LinkError> {
     let (client, connection) = postgres::connect_sql(settings).await.map_err(link_error)?;
     Ok(Link::new(client, connection))
+}
+
+/// An SQL connection to a URL of the command line; libpq's environment fills in the rest.
+pub async fn connect_to(url: &Secret) -> Result<Link, LinkError> {
+    let env = |name: &str| std::env::var(name).ok();
+    let settings = ConnectSettings::parse(Some(url.expose()), &env).map_err(|error| LinkError::new(error.to_string()))?;
+    connect(&settings).await
 }
 
 fn link_error(error: ConnectError) -> LinkError {

@@ -47,7 +47,7 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
     for (key, value, least, most) in bounds {
         let (least, most) = (walgate_sink::ByteSize(least), walgate_sink::ByteSize(most));
         if value < least || value > most {
-            fault(&format!("limits.{key}"), format!("must be from {least} to {most}, and is {value}"));
+            fault(&format!("limits.{key}"), format!("must be from {least} to {most}"));
         }
     }
     if let Err(message) = listen_address(&config.admin.listen) {

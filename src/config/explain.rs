@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use super::{redact::redact, snippet::printable};
+use super::{
+    redact::redact,
+    snippet::{key_name, printable},
+};
 
 /// What serde complained of.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,16 +90,19 @@ pub(crate) fn suggestion(key: &str, known: &[String]) -> String {
     }
 }
 
-/// A list of allowed words, bounded.
+/// A list of allowed words.
 pub(crate) fn list(names: &[String]) -> String {
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+    names.join(", ")
 }
 
 /// The sentence about an unknown key.
 pub(crate) fn unknown_key(key: &str, allowed: &[String]) -> String {
-    let (shown, suggestion) = (printable(key, 80), suggestion(key, allowed));
+    let (shown, suggestion) = (key_name(key), suggestion(key, allowed));
     let join = if suggestion.is_empty() { ";" } else { "" };
-    format!("unknown key `{shown}`{suggestion}{join} allowed here: {}", list(allowed))
+    match allowed {
+        [] => format!("unknown key `{shown}`; no keys are allowed here"),
+        allowed => format!("unknown key `{shown}`{suggestion}{join} allowed here: {}", list(allowed)),
+    }
 }
 
 /// The sentence about a value of the wrong type.

@@ -47,7 +47,9 @@ pub(crate) fn environment(env: &HashMap<String, String>, file: Option<&Node>, to
     names.sort();
     for name in names {
         let rest = &name[PREFIX.len()..];
-        if RESERVED.contains(&rest) {
+        let text = env.get(name).cloned().unwrap_or_default();
+        // Compose files pass variables on that are not set: an empty one sets nothing.
+        if RESERVED.contains(&rest) || text.is_empty() {
             continue;
         }
         let steps: Vec<&str> = rest.split("__").collect();
@@ -64,7 +66,6 @@ pub(crate) fn environment(env: &HashMap<String, String>, file: Option<&Node>, to
             continue;
         }
         let path = resolve(file, &steps);
-        let text = env.get(name).cloned().unwrap_or_default();
         found.overrides.push(Override { path, origin: Origin::Variable(name.clone()), text });
     }
     found
@@ -132,7 +133,8 @@ pub(crate) fn merge(
     let mut layer = |overrides: Vec<Override>| {
         let mut dict = Dict::new();
         for item in overrides {
-            let placed = is_of_keys(&item.path) && insert(&mut dict, item.path.steps(), &item.text);
+            let value = section(&item.path, &item.text).unwrap_or_else(|| FigmentValue::from(item.text.as_str()));
+            let placed = is_of_keys(&item.path) && insert(&mut dict, item.path.steps(), value);
             match placed {
                 true => map.record_override(item.path, item.origin),
                 false => collisions.push(item),
@@ -154,20 +156,36 @@ fn is_of_keys(path: &KeyPath) -> bool {
     !steps.is_empty() && steps.len() <= MAX_STEPS && steps.iter().all(|step| matches!(step, Step::Key(_)))
 }
 
-/// Puts a text at a path of keys; false: something is there, or above there, already.
-fn insert(dict: &mut Dict, steps: &[Step], text: &str) -> bool {
+/// The mapping that a text stands for, where the configuration has a section: it is merged key by key. Elsewhere a text
+/// is taken as it is, until its type is known.
+fn section(path: &KeyPath, text: &str) -> Option<FigmentValue> {
+    let keys: Vec<&str> = path.keys().collect();
+    let is_section = matches!(
+        keys.as_slice(),
+        ["source" | "outbox" | "limits" | "admin" | "sinks"]
+            | ["outbox", "columns" | "header_columns"]
+            | ["sinks", _]
+            | ["sinks", _, _]
+            | ["sinks", _, "delivery", "retry"]
+    );
+    let node = super::yaml::parse(text).ok().filter(|_| is_section)?;
+    matches!(node.value, NodeValue::Map(_)).then(|| figment_value(&node))
+}
+
+/// Puts a value at a path of keys; false: something is there, or above there, already.
+fn insert(dict: &mut Dict, steps: &[Step], value: FigmentValue) -> bool {
     match steps {
         [Step::Key(key)] => {
             if dict.contains_key(key) {
                 return false;
             }
-            dict.insert(key.clone(), FigmentValue::from(text));
+            dict.insert(key.clone(), value);
             true
         }
         [Step::Key(key), rest @ ..] => {
             let below = dict.entry(key.clone()).or_insert_with(|| FigmentValue::from(Dict::new()));
             match below {
-                FigmentValue::Dict(_, dict) => insert(dict, rest, text),
+                FigmentValue::Dict(_, dict) => insert(dict, rest, value),
                 _ => false,
             }
         }
@@ -273,7 +291,7 @@ mod tests {
             value,
             json!({
                 "source": { "slot": "e", "url": "g", "publication": "f" },
-                "sinks": { "My-Sink": { "x": "[3]" }, "b": 1, "a": 2, "new": { "stdout": "{}" } },
+                "sinks": { "My-Sink": { "x": "[3]" }, "b": 1, "a": 2, "new": { "stdout": {} } },
             })
         );
         let names: Vec<_> = value["sinks"].as_object().unwrap().keys().collect();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
+use walgate_sink::read_config;
 
 use super::{
     checks,
@@ -20,11 +21,14 @@ use super::{
     path::KeyPath,
     secrets,
     sinks::{self, KindCatalog, Sink},
-    snippet::printable,
+    snippet::{key_name, printable},
     source_map::{Layer, Origin, Point, SourceMap},
     typed::{Fault, FaultKind, Provenance, read_all},
     yaml::{self, MAX_FILE_BYTES, Node, NodeValue, SyntaxError},
 };
+
+/// The most warnings that are collected.
+const MAX_WARNINGS: usize = 100;
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug, Default)]
@@ -132,7 +136,7 @@ impl Loading {
     pub fn warn(&mut self, path: &KeyPath, message: String) {
         let origin = self.map.locate(path, Point::Value);
         let warning = Warning::new(origin, path.clone(), message, &self.map);
-        if !self.warnings.contains(&warning) {
+        if self.warnings.len() < MAX_WARNINGS && !self.warnings.contains(&warning) {
             self.warnings.push(warning);
         }
     }
@@ -164,7 +168,14 @@ impl Loading {
             match fault.kind {
                 FaultKind::UnknownKey { key, allowed } => self.unknown_key(&path, &key, allowed),
                 FaultKind::MissingKey { key } => self.missing_key(&path, &key),
+                FaultKind::Misplaced(message) => {
+                    self.conceal(&path);
+                    self.error(&path, Point::Value, message);
+                }
                 FaultKind::BadValue(message) => {
+                    if self.map.is_branch(&path) {
+                        self.conceal(&path);
+                    }
                     let message = self.map.hidden.scrub(&path, &message);
                     self.error(&path, Point::Value, message);
                 }
@@ -183,9 +194,14 @@ impl Loading {
         allowed.sort();
         let mut message = explain::unknown_key(key, &allowed);
         let in_kind = matches!(parent.keys().collect::<Vec<_>>().as_slice(), ["sinks", _, kind] if *kind != "delivery");
-        if in_kind && DELIVERY_KEYS.contains(&key) {
-            message =
-                format!("`{key}` belongs under `delivery`, beside the kind; allowed here: {}", explain::list(&allowed));
+        if in_kind && explain::suggestion(key, &allowed).is_empty() {
+            match explain::nearest(key, DELIVERY_KEYS.iter().copied()) {
+                Some(near) if near == key => {
+                    message.push_str(&format!("; `{key}` belongs under `delivery`, beside the kind"))
+                }
+                Some(near) => message.push_str(&format!("; or is it `{near}` under `delivery`, beside the kind?")),
+                None => {}
+            }
         }
         self.conceal(path);
         self.error(path, Point::Key, message);
@@ -246,7 +262,7 @@ impl Provenance for (&SourceMap, &HashSet<KeyPath>, &KeyPath) {
     fn conceals(&self, path: &KeyPath) -> bool {
         let (map, _, base) = self;
         let path = base.join(path);
-        map.hidden.conceals(&path) || map.sensitivity.covers(&path)
+        map.layer(&path) == Layer::Environment || map.hidden.conceals(&path) || map.sensitivity.covers(&path)
     }
 }
 
@@ -311,11 +327,9 @@ pub fn load(sources: Sources, catalog: &dyn KindCatalog) -> Result<Loaded, Confi
     });
     let mut value = loading.merge(&root, &env, flags.collect());
 
-    for secret in ["source.password"] {
-        let pattern: Vec<String> = secret.split('.').map(str::to_owned).collect();
-        loading.map.sensitivity.declare(pattern.clone());
-        secrets::resolve(&mut value, &pattern, &mut loading);
-    }
+    let password = ["source", "password"].map(str::to_owned).to_vec();
+    secrets::resolve(&mut value, &password, &mut loading);
+    loading.map.sensitivity.declare(password);
     sinks::resolve_secrets(&mut value, catalog, &mut loading);
     secrets::note_embedded(&value, &KeyPath::root(), &mut loading);
 
@@ -345,7 +359,7 @@ impl Loading {
                             path: path.clone(),
                             message: format!(
                                 "key `{}` is given twice, first in line {}",
-                                printable(&entry.key, 80),
+                                key_name(&entry.key),
                                 first.line
                             ),
                             related: vec![(Origin::File(*first), "first given here".into())],
@@ -372,6 +386,9 @@ impl Loading {
                     }
                     for value in &expanded.values {
                         self.map.hidden.at(path, value);
+                    }
+                    if !expanded.values.is_empty() {
+                        self.map.hidden.whole(path, &expanded.text);
                     }
                     *text = expanded.text;
                 }
@@ -408,28 +425,42 @@ impl Loading {
             let message = format!("sets no key of the configuration{}", hint.unwrap_or_default());
             self.warnings.push(Warning::new(Origin::Variable(name), KeyPath::root(), message, &self.map));
         }
-        for item in environment.overrides.iter() {
-            self.map.hidden.at(&item.path, &item.text);
-        }
         let (value, collisions) = layers::merge(Some(root), environment.overrides, flags, &mut self.map);
         for item in collisions {
             let message = "cannot be set here: it is set already, or it is not a path of keys".to_owned();
             self.error_from(item.origin, &item.path, message);
         }
+        self.hide_environment(&KeyPath::root(), &value);
         value
+    }
+
+    /// What came from a variable is not shown, whatever it is.
+    fn hide_environment(&mut self, path: &KeyPath, value: &Value) {
+        match value {
+            Value::String(text) if self.map.layer(path) == Layer::Environment => self.map.hidden.at(path, text),
+            Value::Array(values) => {
+                for (index, value) in values.iter().enumerate() {
+                    self.hide_environment(&path.index(index), value);
+                }
+            }
+            Value::Object(object) => {
+                for (key, value) in object {
+                    self.hide_environment(&path.key(key), value);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn core(&mut self, value: Value) -> Option<Config> {
         let root = KeyPath::root();
         let reading = read_all(value, &(&self.map, &self.expanded, &root), &mut |value| {
-            serde_path_to_error::deserialize::<_, Config>(value)
-                .map_err(|error| (error.path().into(), error.inner().to_string()))
+            read_config::<Config>(value).map_err(|issue| (issue.path.as_slice().into(), issue.message))
         });
         let faulty: Vec<KeyPath> = reading.faults.iter().map(|fault| fault.path.clone()).collect();
         self.report(&root, reading.faults);
         for (path, message) in reading.result.iter().flat_map(checks::core) {
             if !self.is_broken(&path) && !faulty.iter().any(|faulty| faulty.touches(&path)) {
-                let message = self.map.hidden.scrub(&path, &message);
                 self.error(&path, Point::Value, message);
             }
         }

@@ -29,3 +29,6 @@ pub use model::*;
 pub use path::{KeyPath, Step};
 pub use redact::{HIDDEN, redact};
 pub use sinks::{KindCatalog, Sink};
+pub(crate) use snippet::printable;
+#[cfg(test)]
+pub(crate) use tests::test_catalog;

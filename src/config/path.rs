@@ -107,22 +107,6 @@ impl From<&[PathSegment]> for KeyPath {
     }
 }
 
-impl From<&serde_path_to_error::Path> for KeyPath {
-    fn from(path: &serde_path_to_error::Path) -> Self {
-        use serde_path_to_error::Segment;
-        KeyPath(
-            path.iter()
-                .filter_map(|segment| match segment {
-                    Segment::Seq { index } => Some(Step::Index(*index)),
-                    Segment::Map { key } => Some(Step::Key(key.clone())),
-                    Segment::Enum { variant } => Some(Step::Key(variant.clone())),
-                    Segment::Unknown => None,
-                })
-                .collect(),
-        )
-    }
-}
-
 /// Reads `routes[0].to.topic`. A part that is not of the form `name[number]` is a key as it stands.
 impl From<&str> for KeyPath {
     fn from(text: &str) -> Self {
@@ -156,7 +140,7 @@ impl fmt::Display for KeyPath {
                     let plain = key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
                     match plain && !key.is_empty() {
                         true => write!(f, "{dot}{key}")?,
-                        false => write!(f, "{dot}\"{}\"", super::snippet::printable(key, 60))?,
+                        false => write!(f, "{dot}\"{}\"", super::snippet::key_name(key))?,
                     }
                 }
             }

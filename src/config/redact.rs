@@ -78,8 +78,35 @@ impl Sensitivity {
 }
 
 /// The parts of a text that are passwords by their place: in a URL before the `@`, and in `password=...`,
-/// `?token=...` and their like. Byte ranges, in order, not overlapping.
+/// `?token=...`, `secret: ...` and their like. Byte ranges, in order, not overlapping.
 pub(crate) fn secret_ranges(text: &str) -> Vec<Range<usize>> {
+    let plain = without_references(text);
+    let mut ranges = ranges_of_plain(&plain);
+    ranges.retain(|range| !range.is_empty() && !is_reference(&text[range.clone()]));
+    ranges
+}
+
+/// Whether a text is one reference to a variable, `${NAME}`: that is no secret.
+pub(crate) fn is_reference(text: &str) -> bool {
+    let name = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    name.is_some_and(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+}
+
+/// The text with the punctuation of `${NAME:-default}` made neutral, byte for byte.
+fn without_references(text: &str) -> String {
+    let mut out = text.to_owned();
+    let mut from = 0;
+    while let Some(found) = text.get(from..).and_then(|rest| rest.find("${")) {
+        let start = from + found;
+        let Some(length) = text[start..].find('}') else { break };
+        let neutral = text[start..=start + length].replace(['$', '{', '}', ':', '@', '=', '/'], "x");
+        out.replace_range(start..=start + length, &neutral);
+        from = start + length;
+    }
+    out
+}
+
+fn ranges_of_plain(text: &str) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut from = 0;
     while let Some(found) = text.get(from..).and_then(|rest| rest.find("://")) {
@@ -98,8 +125,11 @@ pub(crate) fn secret_ranges(text: &str) -> Vec<Range<usize>> {
         }
         from = end.max(start);
     }
-    for (equals, _) in text.match_indices('=') {
-        let before = text[..equals].trim_end();
+    for (equals, sign) in text.match_indices(['=', ':']) {
+        if sign == ":" && !text[equals + 1..].starts_with([' ', '\t']) {
+            continue;
+        }
+        let before = text[..equals].trim_end().trim_end_matches(['"', '\'']);
         let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-')).next().unwrap_or("");
         if !is_secret_name(name) {
             continue;
@@ -109,16 +139,15 @@ pub(crate) fn secret_ranges(text: &str) -> Vec<Range<usize>> {
         let end = start + value_length(&text[start..]);
         ranges.push(start..end);
     }
-    ranges.retain(|range| !range.is_empty());
     merge(ranges)
 }
 
 /// The length of a `key=value` value: quoted as libpq does it, else up to a separator.
 fn value_length(value: &str) -> usize {
-    if value.starts_with('\'') {
+    if let Some(quote) = value.chars().next().filter(|c| matches!(c, '\'' | '"')) {
         let mut escaped = false;
         let end = value.char_indices().skip(1).find(|(_, c)| {
-            let closes = *c == '\'' && !escaped;
+            let closes = *c == quote && !escaped;
             escaped = *c == '\\' && !escaped;
             closes
         });
@@ -155,12 +184,14 @@ pub fn redact(text: &str) -> String {
 }
 
 /// Values that were read and must not come out again in a message.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Hidden {
     /// Secrets, and passwords inside other values: hidden wherever they turn up, if long enough to be told from a word.
     secrets: Vec<String>,
     /// What stands at a path and must not be shown in a message about it.
     local: Vec<(KeyPath, String)>,
+    /// What holds such values, as a whole.
+    whole: Vec<(KeyPath, String)>,
 }
 
 /// A secret shorter than this is hidden only where it was given: elsewhere it may be any word.
@@ -182,6 +213,11 @@ impl Hidden {
         }
     }
 
+    /// A value that was put together from others: hidden where it is quoted as a whole.
+    pub fn whole(&mut self, path: &KeyPath, value: &str) {
+        self.whole.push((path.clone(), value.to_owned()));
+    }
+
     /// Whether a message about this path must not show its value.
     pub fn conceals(&self, path: &KeyPath) -> bool {
         self.local.iter().any(|(at, _)| at.touches(path))
@@ -193,14 +229,16 @@ impl Hidden {
         let mut values: Vec<(&String, bool)> = self.secrets.iter().map(|value| (value, false)).chain(local).collect();
         values.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
         let mut text = redact(message);
+        for (_, value) in self.whole.iter().filter(|(at, _)| at.touches(path)) {
+            text = hide_quoted(&text, value);
+            text = hide_quoted(&text, &value.escape_debug().to_string());
+        }
         for (value, local) in values {
             for form in [value.clone(), value.escape_debug().to_string(), value.trim().to_owned()] {
                 if form.is_empty() {
                     continue;
                 }
-                for quote in ['`', '"', '\''] {
-                    text = text.replace(&format!("{quote}{form}{quote}"), if local { "the value" } else { HIDDEN });
-                }
+                text = hide_quoted(&text, &form);
                 if form.chars().count() >= if local { 4 } else { TELLING } {
                     text = text.replace(&form, HIDDEN);
                 }
@@ -217,6 +255,11 @@ impl Hidden {
         let all = self.secrets.iter().flat_map(|secret| line.match_indices(secret.as_str()));
         all.map(|(start, found)| start..start + found.len()).collect()
     }
+}
+
+fn hide_quoted(text: &str, value: &str) -> String {
+    let quotes = ['`', '"', '\''].into_iter();
+    quotes.fold(text.to_owned(), |text, quote| text.replace(&format!("{quote}{value}{quote}"), HIDDEN))
 }
 
 /// Hides stretches of at least [`TELLING`] characters that a message took out of a hidden value.
@@ -262,8 +305,13 @@ mod tests {
             ("host=h password=abc user=u", "host=h password=[hidden] user=u"),
             ("host=h password = 'a b\\' c' user=u", "host=h password = [hidden] user=u"),
             ("password=", "password="),
+            ("1ms password: abc, x: y", "1ms password: [hidden], x: y"),
+            ("{\"token\": \"abc\", \"x\": 1}", "{\"token\": [hidden], \"x\": 1}"),
             ("a://b:c@d e://f:g@h", "a://b:[hidden]@d e://f:[hidden]@h"),
             ("://:@", "://:@"),
+            ("postgres://${A:-w}:${B}@h/d", "postgres://${A:-w}:${B}@h/d"),
+            ("postgres://w:${B:-pw}@h/d", "postgres://w:[hidden]@h/d"),
+            ("postgres://w:a${B}@h/d password=${C}", "postgres://w:[hidden]@h/d password=${C}"),
             ("plain text, key=value", "plain text, key=value"),
         ] {
             assert_eq!(redact(text), shown);
@@ -301,7 +349,7 @@ mod tests {
         hidden.secret(&here, "correct horse");
         hidden.at(&here, "12\"3");
         assert_eq!(hidden.scrub(&there, "not `correct horse` at all"), "not [hidden] at all");
-        assert_eq!(hidden.scrub(&here, "`12\"3` or \"12\\\"3\" is bad"), "the value or the value is bad");
+        assert_eq!(hidden.scrub(&here, "`12\"3` or \"12\\\"3\" is bad"), "[hidden] or [hidden] is bad");
         assert_eq!(hidden.scrub(&here, "part: rrect hors!"), "part: [hidden]!");
         assert_eq!(hidden.scrub(&there, "`12\"3` stays"), "`12\"3` stays");
     }

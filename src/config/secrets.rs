@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     load::Loading,
     path::{KeyPath, Step},
-    redact::secret_ranges,
+    redact::{is_reference, secret_ranges},
     source_map::{Layer, Point},
     typed::{get, get_mut},
 };
@@ -21,7 +21,7 @@ use super::{
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 /// Reads the `_file` key of a secret wherever `pattern` matches, and puts the value under the secret's own key. A step
-/// of `*` matches every key. Returns the paths at which the secret now stands.
+/// of `*` matches every key.
 pub(crate) fn resolve(root: &mut Value, pattern: &[String], loading: &mut Loading) {
     let Some((last, above)) = pattern.split_last() else { return };
     for parent in matching(root, above) {
@@ -82,6 +82,7 @@ fn resolve_one(root: &mut Value, parent: &KeyPath, name: &str, loading: &mut Loa
 /// Notes the value so that no message shows it, and warns where it stands in the file as it is.
 fn note_secret(root: &Value, path: &KeyPath, loading: &mut Loading) {
     match get(root, path) {
+        Some(Value::String(value)) if is_reference(value) => {}
         Some(Value::String(value)) => {
             loading.map.hidden.secret(path, value);
             let literal = loading.map.layer(path) == Layer::File && !loading.expanded.contains(path);
@@ -113,7 +114,9 @@ pub(crate) fn note_embedded(value: &Value, path: &KeyPath, loading: &mut Loading
             }
             let literal = loading.map.layer(path) == Layer::File && !loading.expanded.contains(path);
             if loading.map.sensitivity.covers(path) {
-                loading.map.hidden.secret(path, text);
+                if !is_reference(text) {
+                    loading.map.hidden.secret(path, text);
+                }
             } else if literal && !ranges.is_empty() {
                 loading.warn(path, "literal password in the configuration file: use ${VARIABLE} in its place".into());
             }
@@ -160,7 +163,7 @@ struct Secret {
 /// Reads a secret's file. Relative paths start at `folder`. Messages name the file, never its content.
 fn read(folder: &Path, file: &str) -> Result<Secret, String> {
     let path: PathBuf = folder.join(file);
-    let shown = super::snippet::printable(&path.to_string_lossy(), 200);
+    let shown = super::snippet::printable(&super::redact::redact(&path.to_string_lossy()), 200);
     let failed = |error: std::io::Error| format!("cannot read secret file `{shown}`: {}", plain(&error));
     let metadata = fs::metadata(&path).map_err(failed)?;
     if !metadata.is_file() {

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use serde_json::{Map, Value};
-use walgate_sink::{ErasedFactory, ParsedConfig};
+use walgate_sink::{ErasedFactory, ParsedConfig, read_config};
 
 use super::{
     checks, explain,
@@ -11,7 +11,7 @@ use super::{
     model::{DELIVERY_KEYS, Delivery},
     path::KeyPath,
     secrets,
-    snippet::printable,
+    snippet::key_name,
     source_map::Point,
     typed::{Fault, FaultKind, read_all},
 };
@@ -158,7 +158,7 @@ fn the_kind(
     let mut faulty = false;
     for key in entry.keys() {
         let here = path.key(key);
-        let shown = printable(key, 80);
+        let shown = key_name(key);
         if catalog.factory(key).is_some() {
             match found {
                 None => found = Some(key),
@@ -208,8 +208,7 @@ fn load_delivery(path: &KeyPath, value: Option<Value>, loading: &mut Loading) ->
         Some(value) => value,
     };
     let reading = read_all(value, &(&loading.map, &loading.expanded, path), &mut |value| {
-        serde_path_to_error::deserialize::<_, Delivery>(value)
-            .map_err(|error| (error.path().into(), error.inner().to_string()))
+        read_config::<Delivery>(value).map_err(|issue| (issue.path.as_slice().into(), issue.message))
     });
     let faulty: Vec<KeyPath> = reading.faults.iter().map(|fault| fault.path.clone()).collect();
     loading.report(path, reading.faults);
@@ -217,8 +216,9 @@ fn load_delivery(path: &KeyPath, value: Option<Value>, loading: &mut Loading) ->
     for (key, message) in faults.collect::<Vec<_>>() {
         let below = KeyPath::from(key);
         let same_group = |faulty: &KeyPath| faulty.touches(&below) || faulty.parent() == below.parent();
-        if !faulty.iter().any(same_group) {
-            loading.report(path, vec![Fault { path: below, kind: FaultKind::BadValue(message) }]);
+        let here = path.join(&below);
+        if !faulty.iter().any(same_group) && !loading.is_broken(&here) {
+            loading.error(&here, Point::Value, message);
         }
     }
     reading.result

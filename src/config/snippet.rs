@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::redact::{HIDDEN, is_secret_name, merge};
+use super::redact::{HIDDEN, is_secret_name, merge, redact};
 
 /// The most characters of a line that are shown.
 const WIDTH: usize = 110;
@@ -22,6 +22,16 @@ pub(crate) fn printable(text: &str, most: usize) -> String {
         out.push('…');
     }
     out
+}
+
+/// A key of the file as a message names it: its first line, without what may be a password.
+pub(crate) fn key_name(key: &str) -> String {
+    let first = key.lines().next().unwrap_or_default();
+    let mut name = printable(&redact(first), 64);
+    if first.len() < key.len() && !name.ends_with('…') {
+        name.push('…');
+    }
+    name
 }
 
 fn visible(c: char) -> char {
@@ -84,26 +94,105 @@ fn window(chars: &[char], caret: usize, length: usize) -> Shown {
     Shown { line: format!("{before}{}{after}", line(from..to)), caret, length }
 }
 
-/// What to hide in a line of a file that could not be parsed, judged by the text alone: everything behind a key whose
-/// name tells of a secret, and lines that continue such a value.
+/// Keys whose values are no secrets, whatever they are: shown even where a file cannot be parsed.
+const HARMLESS: &[&str] = &[
+    "source",
+    "url",
+    "slot",
+    "publication",
+    "nap",
+    "outbox",
+    "table",
+    "columns",
+    "event_type",
+    "payload",
+    "sinks",
+    "routes",
+    "to",
+    "sink",
+    "unrouted",
+    "limits",
+    "inflight",
+    "event",
+    "run_ahead",
+    "admin",
+    "listen",
+    "stuck_after",
+    "shutdown_timeout",
+    "delivery",
+    "concurrency",
+    "batch",
+    "linger",
+    "timeout",
+    "retry",
+    "initial",
+    "max",
+    "connection_max",
+    "on_reject",
+];
+
+/// What to hide in a line of a file that could not be parsed, judged by the text alone: every value whose key is not
+/// known to be harmless, lines without a key, and lines that may continue a secret.
 pub(crate) fn secrets_of_unparsed(lines: &[String], number: usize) -> Vec<Range<usize>> {
     let Some(line) = lines.get(number) else { return Vec::new() };
-    let length = line.chars().count();
-    let indent = |line: &str| line.chars().take_while(|c| c.is_whitespace()).count();
-    if continues_a_secret(lines, number) {
-        return std::iter::once(indent(line)..length).collect();
-    }
     let chars: Vec<char> = line.chars().collect();
-    for (colon, _) in chars.iter().enumerate().filter(|(_, c)| **c == ':') {
-        let before: String = chars[..colon].iter().collect();
-        let before = before.trim_end().trim_end_matches(['"', '\'']);
-        let name = before.rsplit(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | '-')).next().unwrap_or_default();
-        if is_secret_name(name) {
-            let blanks = chars[colon + 1..].iter().take_while(|c| c.is_whitespace()).count();
-            return std::iter::once(colon + 1 + blanks..length).filter(|range| !range.is_empty()).collect();
+    let keys = keys_of(&chars);
+    let harmless = |key: &str| HARMLESS.contains(&key) && !is_secret_name(key);
+    let above = || lines.iter().take(number).rev().find_map(|line| line_key(line));
+    let starts_list = line.trim_start().starts_with("- ");
+    let first = keys.first().map_or(chars.len(), |(start, _, _)| *start);
+    let mut hidden = Vec::new();
+    if continues_a_secret(lines, number) {
+        hidden.push(0..chars.len());
+    } else if !(starts_list && above().is_some_and(harmless)) {
+        hidden.push(0..first);
+    }
+    let mut secret = false;
+    for (index, (start, key, value)) in keys.iter().enumerate() {
+        let end = keys.get(index + 1).map_or(chars.len(), |(start, _, _)| *start);
+        // Without a separator before it the "key" may be text of the value before it.
+        let before = chars[..*start].iter().rev().find(|c| !c.is_whitespace());
+        let separated = before.is_none_or(|c| matches!(c, ',' | '{' | '[' | '-'));
+        match secret && !separated {
+            true => hidden.push(*start..end),
+            false => {
+                secret = !harmless(key);
+                hidden.extend(secret.then_some(*value..end));
+            }
         }
     }
-    Vec::new()
+    let hidden = merge(hidden);
+    hidden.into_iter().filter_map(|range| trim(&chars, range)).collect()
+}
+
+/// The keys in a line: where each starts, its name, and where its value starts.
+fn keys_of(chars: &[char]) -> Vec<(usize, String, usize)> {
+    let is_name = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '"' | '\'');
+    let mut keys = Vec::new();
+    for (colon, _) in chars.iter().enumerate().filter(|(_, c)| **c == ':') {
+        let ends = chars.get(colon + 1).is_none_or(|c| c.is_whitespace());
+        let blanks = chars[..colon].iter().rev().take_while(|c| c.is_whitespace()).count();
+        let name: Vec<char> = chars[..colon - blanks].iter().rev().take_while(|c| is_name(c)).copied().collect();
+        if ends && !name.is_empty() {
+            let text: String = name.iter().rev().collect();
+            keys.push((colon - blanks - name.len(), text.trim_matches(['"', '\'']).to_owned(), colon + 1));
+        }
+    }
+    keys
+}
+
+/// A range without the blanks and the punctuation around it; none if nothing is left but aliases and anchors.
+fn trim(chars: &[char], range: Range<usize>) -> Option<Range<usize>> {
+    let part = chars.get(range.clone())?;
+    let text: String = part.iter().collect();
+    let mut words = text.split([' ', '\t', ',', '[', ']', '{', '}']).filter(|word| !word.is_empty());
+    if words.all(|word| word.starts_with(['*', '&'])) {
+        return None;
+    }
+    let is_plain = |c: &char| !c.is_whitespace() && !matches!(c, '{' | '}' | '[' | ']' | ',' | '-' | '|' | '>');
+    let start = part.iter().position(is_plain)?;
+    let end = part.iter().rposition(is_plain)?;
+    Some(range.start + start..range.start + end + 1)
 }
 
 /// Whether a line belongs to the value of a secret key above it: deeper than the key, or with no key of its own.
@@ -171,8 +260,14 @@ mod tests {
     #[test]
     fn secrets_are_hidden_in_a_file_that_does_not_parse() {
         assert_eq!(hide("source:\n  password: hunter2: x", 1), "  password: [hidden]");
-        assert_eq!(hide("a: { url: x, secret: hunter2, b: [}", 0), "a: { url: x, secret: [hidden]");
+        assert_eq!(hide("a: { url: x, secret: hunter2, b: [}", 0), "a: { url: x, secret: [hidden], b: [}");
         assert_eq!(hide("password: |\n  hunter2\n\thunter3", 2), "→[hidden]");
+        assert_eq!(
+            hide("headers: { X-Pin: hunter2, Y: z }, slot: a", 0),
+            "headers: { X-Pin: [hidden], Y: [hidden] }, slot: a"
+        );
+        assert_eq!(hide("to:\n  - one", 1), "  - one");
+        assert_eq!(hide("pins:\n  - one", 1), "  - [hidden]");
         assert_eq!(hide("a:\n  token: \"hun\nter2\nb: 1", 2), "[hidden]");
         assert_eq!(hide("secret: x\nslot: \"y", 1), "slot: \"y");
     }

@@ -1,10 +1,10 @@
 //! Where every key and value came from: a place in the file, an environment variable, or a flag.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, fmt, ops::Range};
 
 use super::{
     path::{KeyPath, Step},
-    redact::{Hidden, Sensitivity, merge, secret_ranges},
+    redact::{Hidden, Sensitivity, is_reference, merge, secret_ranges},
     snippet::{self, Shown},
     yaml::{Node, NodeValue, Span},
 };
@@ -47,10 +47,11 @@ struct Place {
     value: Span,
     order: usize,
     block: bool,
+    branch: bool,
 }
 
 /// The file's lines and, once it is parsed, the places of everything in it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct SourceMap {
     /// The file as the user named it; empty: there is none.
     pub name: String,
@@ -67,6 +68,13 @@ pub(crate) struct SourceMap {
     parsed: bool,
     pub sensitivity: Sensitivity,
     pub hidden: Hidden,
+}
+
+/// The lines hold secrets.
+impl fmt::Debug for SourceMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceMap").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl SourceMap {
@@ -98,10 +106,11 @@ impl SourceMap {
     }
 
     fn record_node(&mut self, path: &KeyPath, key: Option<Span>, node: &Node) {
-        let block = matches!(node.value, NodeValue::Map(_) | NodeValue::List(_)) && node.span.length == 0;
+        let branch = matches!(node.value, NodeValue::Map(_) | NodeValue::List(_));
+        let block = branch && node.span.length == 0;
         let order = self.places.len();
         // The first of duplicate keys counts.
-        self.places.entry(path.clone()).or_insert(Place { key, value: node.span, order, block });
+        self.places.entry(path.clone()).or_insert(Place { key, value: node.span, order, block, branch });
         match &node.value {
             NodeValue::Map(entries) => {
                 for entry in entries {
@@ -156,6 +165,11 @@ impl SourceMap {
         self.places.get(path).map_or(usize::MAX, |place| place.order)
     }
 
+    /// Whether a mapping or a list stands at `path` in the file.
+    pub fn is_branch(&self, path: &KeyPath) -> bool {
+        self.places.get(path).is_some_and(|place| place.branch)
+    }
+
     /// Where `path` is, or the nearest thing above it that is anywhere. An index of 0 into what is not a list is that
     /// value itself: single values and lists of them are written alike.
     pub fn locate(&self, path: &KeyPath, point: Point) -> Origin {
@@ -163,7 +177,12 @@ impl SourceMap {
         let mut exact = true;
         for step in path.steps() {
             let next = here.with(step.clone());
-            if self.places.contains_key(&next) || self.layers.contains_key(&next) {
+            // Once the layers are merged, what the file has may have been replaced.
+            let known = match self.layers.is_empty() {
+                true => self.places.contains_key(&next),
+                false => self.layers.contains_key(&next),
+            };
+            if known {
                 here = next;
             } else if *step != Step::Index(0) {
                 exact = false;
@@ -175,13 +194,14 @@ impl SourceMap {
         {
             return origin;
         }
-        match self.places.get(&here) {
+        let somewhere = path.steps().is_empty() || !here.steps().is_empty();
+        match self.places.get(&here).filter(|_| somewhere) {
             Some(place) => Origin::File(match (point, place.key) {
                 (Point::Key, Some(key)) => key,
                 (Point::Value, Some(key)) if !exact || place.block || place.value.length == 0 => key,
                 _ => place.value,
             }),
-            None => self.override_of(&here).unwrap_or(match self.name.is_empty() {
+            None => self.override_of(&here).filter(|_| somewhere).unwrap_or(match self.name.is_empty() {
                 true => Origin::Nowhere,
                 false => Origin::WholeFile,
             }),
@@ -232,7 +252,9 @@ impl SourceMap {
         if self.parsed {
             for (path, leaf) in &self.leaves {
                 let Some(range) = self.part_of_line(number, *leaf) else { continue };
-                let secret = self.sensitivity.covers(path) || concealed.iter().any(|above| above.holds(path));
+                let text: String = line.chars().skip(range.start).take(range.len()).collect();
+                let secret = (self.sensitivity.covers(path) && !is_reference(text.trim_matches(['"', '\''])))
+                    || concealed.iter().any(|above| above.holds(path));
                 if secret { hidden.push(range) } else { visible.push(range) }
             }
         } else {
@@ -240,10 +262,7 @@ impl SourceMap {
         }
         let in_text = merge(secret_ranges(line).into_iter().chain(self.hidden.ranges(line)).collect());
         hidden.extend(in_text.into_iter().map(|range| chars_before(line, range.start)..chars_before(line, range.end)));
-        let end = match self.parsed {
-            true => comment_start(line, &merge(visible.into_iter().chain(hidden.iter().cloned()).collect())),
-            false => line.chars().count(),
-        };
+        let end = comment_start(line, &merge(visible.into_iter().chain(hidden.iter().cloned()).collect()));
         let cut: String = line.chars().take(end).collect();
         hidden.retain(|range| range.start < end);
         Some(snippet::show(cut.trim_end(), hidden, start..start + span.length.max(1)))

@@ -25,6 +25,8 @@ pub(crate) enum FaultKind {
     MissingKey { key: String },
     /// The value does not do, for the reason in this message.
     BadValue(String),
+    /// A single value stands where a mapping belongs; it may be anything, and must not be shown.
+    Misplaced(String),
 }
 
 /// What the reading needs to know of a value's origin.
@@ -42,14 +44,17 @@ pub(crate) struct Reading<T> {
     pub faults: Vec<Fault>,
 }
 
+/// The path and the message of the first thing that is wrong with a value.
+pub(crate) type FirstFault = (KeyPath, String);
+
 const MAX_ROUNDS: usize = 600;
 const MAX_FAULTS: usize = 50;
 
-/// Reads `value` with `attempt`, which names the path and message of its first error.
+/// Reads `value` with `attempt`, which names the first thing that is wrong.
 pub(crate) fn read_all<T>(
     mut value: Value,
     provenance: &dyn Provenance,
-    attempt: &mut dyn FnMut(&Value) -> Result<T, (KeyPath, String)>,
+    attempt: &mut dyn FnMut(&Value) -> Result<T, FirstFault>,
 ) -> Reading<T> {
     let mut faults: Vec<Fault> = Vec::new();
     let mut mended: Vec<Mended> = Vec::new();
@@ -118,6 +123,9 @@ fn describe(complaint: &Complaint, found: Option<&Value>, concealed: bool) -> Fa
         Complaint::UnknownKey { key, allowed } => FaultKind::UnknownKey { key: key.clone(), allowed: allowed.clone() },
         Complaint::MissingKey { key } => FaultKind::MissingKey { key: key.clone() },
         Complaint::UnknownVariant { allowed } => FaultKind::BadValue(explain::unknown_word(found, allowed, concealed)),
+        Complaint::Type { expected } if expected == "a mapping" => {
+            FaultKind::Misplaced(explain::wrong_type(expected, found.unwrap_or(&Value::Null), true))
+        }
         Complaint::Type { expected } => {
             FaultKind::BadValue(explain::wrong_type(expected, found.unwrap_or(&Value::Null), concealed))
         }
@@ -203,7 +211,7 @@ fn put(value: &mut Value, path: &KeyPath, stand_in: Value) -> bool {
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
-    use walgate_sink::HumanDuration;
+    use walgate_sink::{HumanDuration, read_config};
 
     use super::*;
 
@@ -251,8 +259,7 @@ mod tests {
 
     fn read(value: Value) -> Reading<Sample> {
         read_all(value, &Plain, &mut |value| {
-            serde_path_to_error::deserialize::<_, Sample>(value)
-                .map_err(|error| (error.path().into(), error.inner().to_string()))
+            read_config::<Sample>(value).map_err(|issue| (issue.path.as_slice().into(), issue.message))
         })
     }
 
@@ -273,7 +280,7 @@ mod tests {
             "items[0].on BadValue(\"expected true or false, found the text `yes` (in YAML 1.2",
             "items[1].to BadValue(\"expected a whole number of 0 or more, found the number -1",
             "items[1].extra UnknownKey",
-            "items[2] BadValue(\"expected a mapping, found the number 5",
+            "items[2] Misplaced(\"expected a mapping, found a number",
             "items[3].to MissingKey",
             "secret BadValue(\"expected a string, found a number",
             "mode BadValue(\"unknown value `fats`: did you mean `fast`? allowed: fast, slow",

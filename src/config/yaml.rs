@@ -97,6 +97,7 @@ fn syntax_span(text: &str, error: &serde_saphyr::Error) -> Option<Span> {
 fn explain(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
     match error.without_snippet() {
+        Error::AliasError { error, .. } => explain(error),
         Error::Budget { breach, .. } => {
             let breach = format!("{breach:?}");
             let what = breach.split([' ', '{', '(']).next().unwrap_or_default();
