@@ -109,10 +109,11 @@ pub trait ErasedFactory: Send + Sync {
     fn target(&self) -> &'static [TargetField];
     /// See [`SinkFactory::SECRETS`].
     fn secrets(&self) -> &'static [&'static str];
-    /// Deserializes one configuration.
+    /// Deserializes one configuration. `null` (`stdout:` with nothing after it) is an empty one.
     ///
     /// # Errors
-    /// The first fault that serde finds, with its path. Its message is serde's own.
+    /// The first fault that serde finds, with its path. Its message is serde's own, but for a value of a wrong type:
+    /// that is not repeated, since it may be a secret in the wrong place.
     fn parse(&self, config: serde_json::Value) -> Result<ParsedConfig, ConfigIssue>;
     /// See [`SinkFactory::validate`].
     fn validate(&self, config: &ParsedConfig) -> Vec<ConfigIssue>;
@@ -146,9 +147,10 @@ impl<F: SinkFactory> ErasedFactory for Erased<F> {
     }
 
     fn parse(&self, config: serde_json::Value) -> Result<ParsedConfig, ConfigIssue> {
-        serde_path_to_error::deserialize::<_, F::Config>(config)
-            .map(|config| ParsedConfig(Box::new(config)))
-            .map_err(|error| ConfigIssue { path: path_of(error.path()), message: error.inner().to_string() })
+        let config = if config.is_null() { serde_json::Value::Object(serde_json::Map::new()) } else { config };
+        serde_path_to_error::deserialize::<_, F::Config>(config).map(|config| ParsedConfig(Box::new(config))).map_err(
+            |error| ConfigIssue { path: path_of(error.path()), message: without_value(&error.inner().to_string()) },
+        )
     }
 
     fn validate(&self, config: &ParsedConfig) -> Vec<ConfigIssue> {
@@ -180,4 +182,105 @@ fn path_of(path: &serde_path_to_error::Path) -> Vec<PathSegment> {
             Segment::Unknown => None,
         })
         .collect()
+}
+
+/// serde's message about a value of a wrong type, without the value: `expected a string, found integer`.
+fn without_value(message: &str) -> String {
+    const FOUND: [&str; 8] = ["string", "integer", "floating point", "boolean", "null", "sequence", "map", "unit"];
+    let wrong = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    match FOUND.iter().find(|kind| found.starts_with(**kind)) {
+        Some(kind) => format!("expected {expected}, found {kind}"),
+        None => format!("expected {expected}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Batch, Capabilities, DeliveryReport, Secret};
+
+    struct Factory;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Config {
+        token: Option<Secret>,
+        nested: Option<Nested>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Nested {
+        limit: u8,
+    }
+
+    struct Null;
+
+    impl Sink for Null {
+        async fn deliver(&self, _: &Batch, report: &DeliveryReport) {
+            report.acknowledge_rest();
+        }
+
+        async fn check(&self) -> Result<(), SinkError> {
+            Ok(())
+        }
+
+        async fn close(&self) {}
+
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::default()
+        }
+    }
+
+    impl SinkFactory for Factory {
+        const KIND: &'static str = "null";
+        const SECRETS: &'static [&'static str] = &["token"];
+
+        type Config = Config;
+        type Sink = Null;
+
+        fn validate(config: &Config) -> Vec<ConfigIssue> {
+            match &config.token {
+                Some(token) if token.expose().is_empty() => vec![ConfigIssue::at("token", "it is empty")],
+                _ => Vec::new(),
+            }
+        }
+
+        async fn connect(_: &Config, _: SinkContext) -> Result<Null, SinkError> {
+            Ok(Null)
+        }
+    }
+
+    #[test]
+    fn faults_name_their_key_and_never_the_value() {
+        let factory = erase::<Factory>();
+        let issue = |config| factory.parse(config).map(drop).unwrap_err();
+        let key = |name: &str| PathSegment::Key(name.to_owned());
+
+        let unknown = issue(json!({ "tokn": "hunter2" }));
+        assert!(unknown.message.contains("tokn") && unknown.message.contains("token"), "{unknown}");
+
+        let number = issue(json!({ "token": 271_828 }));
+        assert_eq!((number.path, number.message.as_str()), (vec![key("token")], "expected a string, found integer"));
+
+        let text = issue(json!({ "nested": "hunter2, expected nothing" }));
+        assert_eq!(text.path, vec![key("nested")]);
+        assert_eq!(text.message, "expected struct Nested, found string");
+
+        let deep = issue(json!({ "nested": { "limit": 300 } }));
+        assert_eq!(deep.path, vec![key("nested"), key("limit")]);
+        assert_eq!(deep.message, "expected u8, found integer");
+
+        assert!(factory.parse(serde_json::Value::Null).is_ok(), "nothing under the kind key");
+        let parsed = factory.parse(json!({ "token": "" })).unwrap();
+        assert_eq!(factory.validate(&parsed), vec![ConfigIssue::at("token", "it is empty")]);
+    }
 }

@@ -1,0 +1,308 @@
+//! What must not be printed: which keys hold secrets, and how a text is shown without its passwords.
+
+use std::ops::Range;
+
+use super::path::KeyPath;
+
+/// What stands in the place of a secret.
+pub const HIDDEN: &str = "[hidden]";
+
+/// Parts of key names that mark a secret, whatever the sink.
+const TELLTALE: &[&str] = &[
+    "password",
+    "passwd",
+    "passphrase",
+    "pwd",
+    "secret",
+    "token",
+    "credential",
+    "authorization",
+    "cookie",
+    "signature",
+    "bearer",
+    "private_key",
+    "api_key",
+    "apikey",
+    "access_key",
+    "signing_key",
+    "encryption_key",
+    "basic_auth",
+];
+
+/// Whether a key of this name should be taken to hold a secret; near misses such as `pasword` too. `*_file` keys hold
+/// paths.
+pub(crate) fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace(['-', ' '], "_");
+    if name.ends_with("_file") || name.len() > 128 {
+        return false;
+    }
+    TELLTALE.iter().any(|part| name.contains(part))
+        || name == "auth"
+        || [("password", 3), ("secret", 2), ("token", 1)]
+            .iter()
+            .any(|(word, most)| strsim::damerau_levenshtein(word, &name) <= *most)
+}
+
+/// The keys that are declared to hold secrets, beside those whose names tell.
+#[derive(Debug, Default)]
+pub(crate) struct Sensitivity {
+    declared: Vec<Vec<String>>,
+}
+
+impl Sensitivity {
+    /// Declares a path; a step of `*` is any one key.
+    pub fn declare(&mut self, pattern: Vec<String>) {
+        self.declared.push(pattern);
+    }
+
+    /// Whether exactly this path was declared.
+    pub fn declares(&self, path: &KeyPath) -> bool {
+        let keys: Vec<&str> = path.keys().collect();
+        self.declared.iter().any(|pattern| {
+            keys.len() == pattern.len() && pattern.iter().zip(&keys).all(|(want, have)| want == "*" || want == have)
+        })
+    }
+
+    /// Whether what stands at this path must not be shown.
+    pub fn covers(&self, path: &KeyPath) -> bool {
+        let keys: Vec<&str> = path.keys().collect();
+        let declared = self.declared.iter().any(|pattern| {
+            keys.len() >= pattern.len() && pattern.iter().zip(&keys).all(|(want, have)| want == "*" || want == have)
+        });
+        let headers = || {
+            let at = keys.iter().position(|key| key.eq_ignore_ascii_case("headers"));
+            keys.first() == Some(&"sinks") && at.is_some_and(|at| at >= 2 && at + 1 < keys.len())
+        };
+        declared || keys.iter().any(|key| is_secret_name(key)) || headers()
+    }
+}
+
+/// The parts of a text that are passwords by their place: in a URL before the `@`, and in `password=...`,
+/// `?token=...` and their like. Byte ranges, in order, not overlapping.
+pub(crate) fn secret_ranges(text: &str) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
+    let mut from = 0;
+    while let Some(found) = text.get(from..).and_then(|rest| rest.find("://")) {
+        let start = from + found + 3;
+        let scheme = text[..start - 3].rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '+').next().unwrap_or("");
+        let length = text[start..].find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`'));
+        let end = length.map_or(text.len(), |length| start + length);
+        if let Some(at) = text[start..end].rfind('@') {
+            let userinfo = &text[start..start + at];
+            let shows_user = ["postgres", "postgresql", "amqp", "amqps"].contains(&scheme);
+            match userinfo.find(':') {
+                Some(colon) => ranges.push(start + colon + 1..start + at),
+                None if shows_user => {}
+                None => ranges.push(start..start + at),
+            }
+        }
+        from = end.max(start);
+    }
+    for (equals, _) in text.match_indices('=') {
+        let before = text[..equals].trim_end();
+        let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-')).next().unwrap_or("");
+        if !is_secret_name(name) {
+            continue;
+        }
+        let rest = &text[equals + 1..];
+        let start = equals + 1 + (rest.len() - rest.trim_start().len());
+        let end = start + value_length(&text[start..]);
+        ranges.push(start..end);
+    }
+    ranges.retain(|range| !range.is_empty());
+    merge(ranges)
+}
+
+/// The length of a `key=value` value: quoted as libpq does it, else up to a separator.
+fn value_length(value: &str) -> usize {
+    if value.starts_with('\'') {
+        let mut escaped = false;
+        let end = value.char_indices().skip(1).find(|(_, c)| {
+            let closes = *c == '\'' && !escaped;
+            escaped = *c == '\\' && !escaped;
+            closes
+        });
+        return end.map_or(value.len(), |(index, _)| index + 1);
+    }
+    value.find(|c: char| c.is_whitespace() || matches!(c, '&' | '"' | ',' | '}' | '`')).unwrap_or(value.len())
+}
+
+/// Sorts ranges and joins those that touch.
+pub(crate) fn merge(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// A text as it may be shown: passwords in URLs, connection strings and query parameters replaced by [`HIDDEN`].
+#[must_use]
+pub fn redact(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    for range in secret_ranges(text) {
+        out.push_str(&text[at..range.start]);
+        out.push_str(HIDDEN);
+        at = range.end;
+    }
+    out.push_str(&text[at..]);
+    out
+}
+
+/// Values that were read and must not come out again in a message.
+#[derive(Debug, Default)]
+pub(crate) struct Hidden {
+    /// Secrets, and passwords inside other values: hidden wherever they turn up, if long enough to be told from a word.
+    secrets: Vec<String>,
+    /// What stands at a path and must not be shown in a message about it.
+    local: Vec<(KeyPath, String)>,
+}
+
+/// A secret shorter than this is hidden only where it was given: elsewhere it may be any word.
+const TELLING: usize = 8;
+
+impl Hidden {
+    /// A secret; `path` is where it was given.
+    pub fn secret(&mut self, path: &KeyPath, value: &str) {
+        if value.chars().count() >= TELLING {
+            self.secrets.push(value.to_owned());
+        }
+        self.at(path, value);
+    }
+
+    /// A value of unknown content, from the environment.
+    pub fn at(&mut self, path: &KeyPath, value: &str) {
+        if !value.is_empty() {
+            self.local.push((path.clone(), value.to_owned()));
+        }
+    }
+
+    /// Whether a message about this path must not show its value.
+    pub fn conceals(&self, path: &KeyPath) -> bool {
+        self.local.iter().any(|(at, _)| at.touches(path))
+    }
+
+    /// The message about `path` without what must not be shown.
+    pub fn scrub(&self, path: &KeyPath, message: &str) -> String {
+        let local = self.local.iter().filter(|(at, _)| at.touches(path)).map(|(_, value)| (value, true));
+        let mut values: Vec<(&String, bool)> = self.secrets.iter().map(|value| (value, false)).chain(local).collect();
+        values.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
+        let mut text = redact(message);
+        for (value, local) in values {
+            for form in [value.clone(), value.escape_debug().to_string(), value.trim().to_owned()] {
+                if form.is_empty() {
+                    continue;
+                }
+                for quote in ['`', '"', '\''] {
+                    text = text.replace(&format!("{quote}{form}{quote}"), if local { "the value" } else { HIDDEN });
+                }
+                if form.chars().count() >= if local { 4 } else { TELLING } {
+                    text = text.replace(&form, HIDDEN);
+                }
+            }
+            if local {
+                text = hide_fragments(&text, value);
+            }
+        }
+        text
+    }
+
+    /// Byte ranges of a line in which a secret stands.
+    pub fn ranges(&self, line: &str) -> Vec<Range<usize>> {
+        let all = self.secrets.iter().flat_map(|secret| line.match_indices(secret.as_str()));
+        all.map(|(start, found)| start..start + found.len()).collect()
+    }
+}
+
+/// Hides stretches of at least [`TELLING`] characters that a message took out of a hidden value.
+fn hide_fragments(message: &str, value: &str) -> String {
+    let value: Vec<char> = value.chars().take(4096).collect();
+    let windows: std::collections::HashSet<&[char]> = value.windows(TELLING).collect();
+    if windows.is_empty() {
+        return message.to_owned();
+    }
+    let chars: Vec<char> = message.chars().collect();
+    let mut covered = vec![false; chars.len()];
+    for (start, window) in chars.windows(TELLING).enumerate() {
+        if windows.contains(window) {
+            covered[start..start + TELLING].fill(true);
+        }
+    }
+    let mut out = String::with_capacity(message.len());
+    for (index, c) in chars.iter().enumerate() {
+        match covered[index] {
+            false => out.push(*c),
+            true if index == 0 || !covered[index - 1] => out.push_str(HIDDEN),
+            true => {}
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_cut_out_by_their_place() {
+        for (text, shown) in [
+            ("postgres://walgate@localhost/shop", "postgres://walgate@localhost/shop"),
+            ("postgres://w:pw@h:5432/d", "postgres://w:[hidden]@h:5432/d"),
+            (
+                "postgres://w:p@s/s:w@h/d?password=x&sslmode=require",
+                "postgres://w:[hidden]@h/d?password=[hidden]&sslmode=require",
+            ),
+            ("https://tok@h/x", "https://[hidden]@h/x"),
+            ("https://h/x?access_token=abc&a=1", "https://h/x?access_token=[hidden]&a=1"),
+            ("host=h password=abc user=u", "host=h password=[hidden] user=u"),
+            ("host=h password = 'a b\\' c' user=u", "host=h password = [hidden] user=u"),
+            ("password=", "password="),
+            ("a://b:c@d e://f:g@h", "a://b:[hidden]@d e://f:[hidden]@h"),
+            ("://:@", "://:@"),
+            ("plain text, key=value", "plain text, key=value"),
+        ] {
+            assert_eq!(redact(text), shown);
+        }
+    }
+
+    #[test]
+    fn names_tell() {
+        for name in
+            ["password", "pasword", "Password", "passwrod", "client-secret", "bearer_token", "X-Api-Key", "secrte"]
+        {
+            assert!(is_secret_name(name), "{name}");
+        }
+        for name in
+            ["password_file", "key", "topic", "routing_key", "slot", "header_columns", "headers", "payload", "event"]
+        {
+            assert!(!is_secret_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn header_values_of_a_sink_are_not_shown() {
+        let plain = Sensitivity::default();
+        assert!(plain.covers(&"sinks.a.webhook.headers.X-Any".into()));
+        assert!(!plain.covers(&"outbox.columns.headers".into()));
+        let mut declared = Sensitivity::default();
+        declared.declare(vec!["sinks".into(), "a".into(), "k".into(), "*".into(), "pin".into()]);
+        assert!(declared.covers(&"sinks.a.k.b.pin".into()) && !declared.covers(&"sinks.a.k.pin".into()));
+    }
+
+    #[test]
+    fn messages_lose_what_must_not_be_shown() {
+        let mut hidden = Hidden::default();
+        let (here, there) = (KeyPath::from("a.b"), KeyPath::from("c"));
+        hidden.secret(&here, "correct horse");
+        hidden.at(&here, "12\"3");
+        assert_eq!(hidden.scrub(&there, "not `correct horse` at all"), "not [hidden] at all");
+        assert_eq!(hidden.scrub(&here, "`12\"3` or \"12\\\"3\" is bad"), "the value or the value is bad");
+        assert_eq!(hidden.scrub(&here, "part: rrect hors!"), "part: [hidden]!");
+        assert_eq!(hidden.scrub(&there, "`12\"3` stays"), "`12\"3` stays");
+    }
+}

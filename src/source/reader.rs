@@ -1,0 +1,269 @@
+//! The reader thread: socket to chunks.
+//!
+//! PostgreSQL's walsender makes one `send` for every row, Begin and Commit, and a reader that waits on the socket is
+//! woken for each of them, at the walsender's cost too. So while the stream is busy the reader sleeps about a
+//! millisecond before it reads again; while it is not, it waits on the socket, and an event is seen at once.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use postgres_protocol::message::{backend::Message, frontend};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    error::SourceError,
+    feedback::Progress,
+    framer::{FrameError, Framer, Segment},
+    wire::Chunk,
+};
+use crate::postgres::{LinkReader, ServerError};
+
+/// What the owner of the stream wants of the reader.
+#[derive(Debug, Default)]
+pub(super) struct Wish(AtomicU8);
+
+impl Wish {
+    const FINISH: u8 = 1;
+    const ABORT: u8 = 2;
+
+    /// Read on to the end, and throw it away.
+    pub(super) fn finish(&self) {
+        self.0.fetch_max(Self::FINISH, Ordering::AcqRel);
+    }
+
+    /// Stop.
+    pub(super) fn abort(&self) {
+        self.0.store(Self::ABORT, Ordering::Release);
+    }
+
+    fn is_finish(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::FINISH
+    }
+
+    fn is_abort(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::ABORT
+    }
+}
+
+/// When to sleep before the next read. No clock.
+#[derive(Debug)]
+pub(super) struct Nap {
+    length: Duration,
+    window: Instant,
+    messages: usize,
+    bytes: usize,
+    busy: bool,
+}
+
+impl Nap {
+    /// Over so long the rate is judged.
+    const WINDOW: Duration = Duration::from_millis(1);
+    /// Messages in a millisecond from which the stream is busy, and down to which it stays so. An application that
+    /// commits 4000 times a second makes 12, and there the nap would only cost latency.
+    const BUSY: f64 = 30.0;
+    const CALM: f64 = 15.0;
+    /// The same in bytes, for large rows.
+    const BUSY_BYTES: f64 = 65_536.0;
+    const CALM_BYTES: f64 = 32_768.0;
+
+    pub(super) fn new(length: Duration, now: Instant) -> Self {
+        Nap { length, window: now, messages: 0, bytes: 0, busy: false }
+    }
+
+    /// Counts one read.
+    pub(super) fn count(&mut self, now: Instant, messages: usize, bytes: usize) {
+        self.messages += messages;
+        self.bytes += bytes;
+        let elapsed = now.saturating_duration_since(self.window);
+        if elapsed < Self::WINDOW {
+            return;
+        }
+        let per_ms = |count: usize| count as f64 / (elapsed.as_secs_f64() * 1000.0);
+        let (messages, bytes) = if self.busy { (Self::CALM, Self::CALM_BYTES) } else { (Self::BUSY, Self::BUSY_BYTES) };
+        self.busy = per_ms(self.messages) >= messages || per_ms(self.bytes) >= bytes;
+        (self.window, self.messages, self.bytes) = (now, 0, 0);
+    }
+
+    /// How long to sleep now: nothing where the last read ended long enough ago, as when the chunk had to wait.
+    pub(super) fn rest(&self, now: Instant, last_read: Instant) -> Duration {
+        if self.busy { self.length.saturating_sub(now.saturating_duration_since(last_read)) } else { Duration::ZERO }
+    }
+}
+
+/// Everything that the reader thread owns.
+pub(super) struct Reader {
+    pub link: LinkReader,
+    pub framer: Framer,
+    pub max_frame: usize,
+    pub nap: Nap,
+    /// Nothing for so long: the server is asked for a sign of life; nothing for twice as long: it is dead.
+    pub silence: Option<Duration>,
+    pub progress: Arc<Progress>,
+    pub wish: Arc<Wish>,
+    pub chunks: mpsc::Sender<Result<Chunk, SourceError>>,
+    pub slot: String,
+    pub publication: String,
+}
+
+/// The server's last word.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It answered our CopyDone.
+    Complete,
+    /// The connection ended first.
+    Closed,
+}
+
+impl Reader {
+    /// Starts the thread; what it sends through `done` is when and how it ended.
+    pub(super) fn spawn(self, done: oneshot::Sender<End>) -> io::Result<()> {
+        std::thread::Builder::new().name("walgate-reader".into()).spawn(move || self.run(done))?;
+        Ok(())
+    }
+
+    fn run(mut self, done: oneshot::Sender<End>) {
+        let result = self.read_to_the_end();
+        self.progress.stop();
+        if result.is_ok() {
+            let mut message = BytesMut::new();
+            frontend::terminate(&mut message);
+            // The server has said its last word: it does not matter whether it hears ours.
+            let _ = self.link.link().write_all(&message);
+        }
+        self.link.link().shutdown();
+        let end = if result.is_ok() { End::Complete } else { End::Closed };
+        // Nobody waits for it unless the stream is being shut down.
+        let _ = done.send(end);
+        if let Err(error) = result
+            && !self.wish.is_finish()
+        {
+            let error = if self.wish.is_abort() { SourceError::Aborted } else { error };
+            let _ = self.chunks.blocking_send(Err(error));
+        }
+    }
+
+    /// `Ok` only where we ended the stream and the server has answered.
+    fn read_to_the_end(&mut self) -> Result<(), SourceError> {
+        let (mut last_read, mut bytes, mut more) = (Instant::now(), 0, false);
+        loop {
+            let mut messages = 0;
+            loop {
+                match self.framer.next() {
+                    Ok(None) => break,
+                    Ok(Some(Segment::Data { chunk, seen })) => {
+                        messages += seen.messages;
+                        self.progress.note(seen.data, seen.wal_end);
+                        if seen.reply_requested {
+                            self.progress.reply_now();
+                        }
+                        self.hand_over(chunk)?;
+                    }
+                    Ok(Some(Segment::Control { tag, message })) => {
+                        if self.control(tag, message)? {
+                            return Ok(());
+                        }
+                    }
+                    Err(FrameError::Wire(error)) => return Err(error.into()),
+                    Err(FrameError::Oversized { length }) => {
+                        return Err(SourceError::Oversized { length, limit: self.max_frame });
+                    }
+                }
+            }
+            self.nap.count(last_read, messages, bytes);
+            let rest = self.nap.rest(Instant::now(), last_read);
+            // Where the last read filled all the room there is more: do not sleep on it.
+            if !rest.is_zero() && !more && !self.wish.is_finish() {
+                std::thread::sleep(rest);
+            }
+            (bytes, more) = self.read()?;
+            self.framer.advance(bytes);
+            last_read = Instant::now();
+        }
+    }
+
+    fn hand_over(&self, chunk: Chunk) -> Result<(), SourceError> {
+        if self.wish.is_finish() || self.chunks.blocking_send(Ok(chunk)).is_ok() || self.wish.is_finish() {
+            return Ok(());
+        }
+        // The receiver is gone.
+        Err(SourceError::Aborted)
+    }
+
+    /// Reads at least a byte; whether the space was filled to the last.
+    fn read(&mut self) -> Result<(usize, bool), SourceError> {
+        let since = Instant::now();
+        let mut asked = false;
+        loop {
+            let space = self.framer.space();
+            let room = space.len();
+            match self.link.read(space) {
+                Ok(0) => return Err(SourceError::Lost { reason: "the server closed it".into() }),
+                Ok(count) => return Ok((count, count == room)),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    let Some(silence) = self.silence else { continue };
+                    let quiet = since.elapsed();
+                    if quiet >= silence * 2 {
+                        return Err(SourceError::Silent { after: quiet });
+                    }
+                    if quiet >= silence && !asked {
+                        asked = true;
+                        self.progress.probe();
+                    }
+                }
+                Err(error) => return Err(SourceError::Lost { reason: error.to_string() }),
+            }
+        }
+    }
+
+    /// A message that is not CopyData; whether it is the end that we asked for.
+    fn control(&self, tag: u8, mut message: BytesMut) -> Result<bool, SourceError> {
+        match tag {
+            // What follows our CopyDone. Without one: the server shuts down.
+            b'c' if self.wish.is_finish() => Ok(false),
+            b'C' | b'Z' if self.wish.is_finish() => Ok(true),
+            b'c' | b'C' | b'Z' => Err(SourceError::Ended),
+            b'E' => {
+                let error = match Message::parse(&mut message) {
+                    Ok(Some(Message::ErrorResponse(body))) => ServerError::from_fields(body.fields()),
+                    _ => ServerError::default(),
+                };
+                Err(SourceError::in_stream(error, &self.slot, &self.publication))
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_reader_naps_only_while_the_stream_is_busy() {
+        let start = Instant::now();
+        let mut nap = Nap::new(MS, start);
+        nap.count(start + 2 * MS, 24, 9000);
+        assert_eq!(nap.rest(start + 2 * MS, start + 2 * MS), Duration::ZERO, "4000 commits a second");
+        nap.count(start + 3 * MS, 50, 9000);
+        assert_eq!(nap.rest(start + 3 * MS, start + 3 * MS), MS);
+        assert_eq!(nap.rest(start + 3 * MS + MS / 4, start + 3 * MS), MS * 3 / 4, "since the last read");
+        assert_eq!(nap.rest(start + 9 * MS, start + 3 * MS), Duration::ZERO, "the chunk had to wait");
+        nap.count(start + 4 * MS, 25, 9000);
+        assert_eq!(nap.rest(start + 4 * MS, start + 4 * MS), MS, "still busy");
+        nap.count(start + 5 * MS, 10, 9000);
+        assert_eq!(nap.rest(start + 5 * MS, start + 5 * MS), Duration::ZERO);
+        nap.count(start + 6 * MS, 8, 80_000);
+        assert_eq!(nap.rest(start + 6 * MS, start + 6 * MS), MS, "large rows");
+        nap.count(start + 1000 * MS, 200, 80_000);
+        assert_eq!(nap.rest(start + 1000 * MS, start + 1000 * MS), Duration::ZERO, "a burst after a pause");
+    }
+}
