@@ -121,7 +121,7 @@ impl Checkpoint {
         look(&self.shared.ring.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn wait_until(&self, reached: impl Fn(&Ring) -> bool) {
+    pub(super) async fn wait_until(&self, reached: impl Fn(&Ring) -> bool) {
         loop {
             // Made before the look: it is woken by every change that comes after it.
             let relieved = self.shared.relieved.notified();
@@ -130,5 +130,13 @@ impl Checkpoint {
             }
             relieved.await;
         }
+    }
+}
+
+#[cfg(test)]
+impl Checkpoint {
+    /// Wakes whoever waits, as a change does.
+    pub(super) fn wake(&self) {
+        self.shared.relieved.notify_waiters();
     }
 }

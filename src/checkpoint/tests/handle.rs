@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
@@ -192,9 +193,31 @@ fn a_panic_under_the_lock_does_not_stop_the_others() {
     assert_eq!(checkpoint.snapshot().flush_lsn, lsn(210));
 }
 
-/// One intake and three settling tasks on four threads, with room for very few events: a lost wake-up hangs.
+#[test]
+fn a_change_right_after_the_look_is_not_lost() {
+    // The change comes when the waiter has looked in vain, and has not begun to wait.
+    let checkpoint = Checkpoint::new(Lsn::ZERO);
+    let looks = AtomicUsize::new(0);
+    let mut waiter = pin!(checkpoint.wait_until(|_| {
+        let first = looks.fetch_add(1, Ordering::SeqCst) == 0;
+        if first {
+            checkpoint.wake();
+        }
+        !first
+    }));
+    assert_eq!(waiter.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(()));
+    assert_eq!(looks.load(Ordering::SeqCst), 2);
+}
+
+/// The deadline is no measure: without it a lost wake-up would hang instead of fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_wake_up_is_lost_between_threads() {
+    let done = tokio::time::timeout(Duration::from_secs(60), intake_and_settlers()).await;
+    assert!(done.is_ok(), "somebody waits for ever");
+}
+
+/// One intake and three settling tasks, with room for very few events.
+async fn intake_and_settlers() {
     const EVENTS: u64 = 20_000;
     const LIMIT: u64 = 3;
     let checkpoint = Checkpoint::new(Lsn::ZERO);

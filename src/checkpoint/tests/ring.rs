@@ -211,6 +211,11 @@ fn begin_abandons_a_transaction_that_is_still_open() {
     assert_eq!(ring.flush_lsn(), lsn(100));
     settle(&mut ring, &[lost]);
     assert_eq!(ring.flush_lsn(), lsn(310));
+
+    ring.begin(lsn(400));
+    ring.begin(lsn(500));
+    assert_eq!((ring.transactions(), ring.flush_lsn()), (1, lsn(310)), "one without events leaves at once");
+    ring.check();
 }
 
 #[test]
