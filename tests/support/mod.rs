@@ -21,4 +21,5 @@ pub mod wait;
 pub mod walgate;
 pub mod witness;
 
+mod planted;
 mod self_tests;

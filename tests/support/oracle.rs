@@ -65,15 +65,15 @@ pub fn outbox(database: &Database, log: &Log) -> Vec<Committed> {
 /// What the comparison found. Only `duplicates` are legal.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// Committed and never received (I1, O1).
+    /// Committed and never acknowledged by the receiver (I1, O1).
     pub missing: Vec<String>,
     /// Received and never committed (I2, O3).
     pub phantoms: Vec<String>,
     /// Received with another body than was committed (I11).
     pub altered: Vec<String>,
-    /// A receipt of a key that skips forward: r > 1 + max(earlier receipts) (I3, O2).
+    /// An event that was sent before the previous one of its key had been acknowledged (I3, O2).
     pub skips: Vec<String>,
-    /// Receipts beyond the first of an event.
+    /// Receipts beyond the first of an event, whatever was answered.
     pub duplicates: usize,
 }
 
@@ -97,34 +97,53 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Compares what was committed for one sink with what that sink received.
+/// Compares what was committed for one sink with what that sink received. An event counts as received once a success
+/// was written for it: what the receiver refused, it has not got. That is stricter than I3, and what walgate promises:
+/// the next event of a key is sent only after the acknowledgement of the one before.
 pub fn reconcile(committed: &[Committed], receipts: &[Receipt]) -> Verdict {
     let by_id: HashMap<&str, &Committed> = committed.iter().map(|event| (event.id.as_str(), event)).collect();
     let mut verdict = Verdict::default();
+    let mut sent: HashSet<&str> = HashSet::with_capacity(committed.len());
     let mut received: HashSet<&str> = HashSet::with_capacity(committed.len());
     let mut highest: HashMap<&str, u64> = HashMap::new();
-    let mut in_order: Vec<&Receipt> = receipts.iter().collect();
-    in_order.sort_by_key(|receipt| receipt.tick);
-    for receipt in in_order {
+
+    // Every receipt at its tick, and at the tick of its answer if that was a success.
+    let mut moments: Vec<(Tick, bool, &Receipt)> = Vec::with_capacity(receipts.len() * 2);
+    for receipt in receipts {
+        moments.push((receipt.tick, false, receipt));
+        if let Some((tick, 200..=299)) = receipt.answered {
+            moments.push((tick, true, receipt));
+        }
+    }
+    moments.sort_unstable_by_key(|(tick, success, _)| (*tick, *success));
+    for (tick, success, receipt) in moments {
         let Some(event) = by_id.get(receipt.id.as_str()) else {
-            verdict.phantoms.push(format!("{} at tick {}", receipt.id, receipt.tick));
+            if !success {
+                verdict.phantoms.push(format!("{} at tick {tick}", receipt.id));
+            }
             continue;
         };
-        if !received.insert(&receipt.id) {
+        if success {
+            received.insert(&receipt.id);
+            if let Some(key) = &event.key {
+                let highest = highest.entry(key).or_default();
+                *highest = (*highest).max(event.n);
+            }
+            continue;
+        }
+        if !sent.insert(&receipt.id) {
             verdict.duplicates += 1;
         }
         if event.hash != receipt.hash {
             verdict.altered.push(format!("{}: committed {} received {}", event.id, event.hash, receipt.hash));
         }
         if let Some(key) = &event.key {
-            let highest = highest.entry(key).or_default();
-            if event.n > *highest + 1 {
-                let tick = receipt.tick;
+            let highest = highest.get(key.as_str()).copied().unwrap_or_default();
+            if event.n > highest + 1 {
                 verdict
                     .skips
                     .push(format!("key {key}: {} after {highest}, event {} at tick {tick}", event.n, event.id));
             }
-            *highest = (*highest).max(event.n);
         }
     }
     verdict.missing.extend(by_id.keys().filter(|id| !received.contains(*id)).map(|id| (*id).to_owned()));

@@ -1,5 +1,6 @@
 //! The instruments, before anything is measured with them.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Command, Stdio};
@@ -19,18 +20,19 @@ use super::wait::{DEADLINE, eventually, eventually_some};
 use super::witness::{Insertion, PgWitness};
 
 /// A replication client by hand, as simple and as honest, or dishonest, as a test wants it.
-struct RawClient {
+pub struct RawClient {
     stream: TcpStream,
     framer: Framer,
+    pending: VecDeque<Vec<u8>>,
 }
 
 impl RawClient {
-    fn stream(database: &Database, port: u16) -> RawClient {
+    pub fn stream(database: &Database, port: u16) -> RawClient {
         // A role that the test server lets in without a password.
         let _ = database.server.client("postgres").try_run("CREATE ROLE open LOGIN REPLICATION");
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-        let mut client = RawClient { stream, framer: Framer::server() };
+        let mut client = RawClient { stream, framer: Framer::server(), pending: VecDeque::new() };
         let mut startup = vec![0, 3, 0, 0];
         for word in ["user", "open", "database", &database.name, "replication", "database", ""] {
             startup.extend_from_slice(word.as_bytes());
@@ -57,24 +59,29 @@ impl RawClient {
         self.stream.write_all(&message).expect("send");
     }
 
-    fn status(&mut self, flush: Lsn) {
+    pub fn status(&mut self, flush: Lsn) {
         let mut body = vec![b'r'];
         [flush.0, flush.0, flush.0, 0].iter().for_each(|value| body.extend(value.to_be_bytes()));
         body.push(1);
         self.send(Some(b'd'), &body);
     }
 
-    fn until(&mut self, mut wanted: impl FnMut(&[u8]) -> bool) {
+    /// The next message from the server.
+    pub fn next(&mut self) -> Vec<u8> {
         let mut buffer = [0; 4096];
         loop {
-            let messages = self.framer.messages();
-            if messages.iter().any(|message| wanted(message)) {
-                return;
+            if let Some(message) = self.pending.pop_front() {
+                return message;
             }
             let read = self.stream.read(&mut buffer).expect("read");
             assert!(read > 0, "the server has closed");
             self.framer.push(&buffer[..read]);
+            self.pending.extend(self.framer.messages());
         }
+    }
+
+    fn until(&mut self, mut wanted: impl FnMut(&[u8]) -> bool) {
+        while !wanted(&self.next()) {}
     }
 
     fn until_commit(&mut self) -> Lsn {
@@ -233,7 +240,7 @@ fn the_witness_understands_pg_recvlogical() {
 }
 
 /// Posts and reads the answer's status; `None` where there is none.
-fn post(stream: &mut TcpStream, id: &str, body: &str) -> Option<u16> {
+pub fn post(stream: &mut TcpStream, id: &str, body: &str) -> Option<u16> {
     let head = format!("POST /hook HTTP/1.1\r\nhost: x\r\nwebhook-id: {id}\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(format!("{head}{body}").as_bytes()).ok()?;
     let mut answer = Vec::new();
