@@ -1,8 +1,8 @@
 //! `run --create`: publication and slot, where both are absent. Nothing that exists is changed, dropped or advanced.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 use walgate_sink::Lsn;
 
 use super::{
@@ -76,12 +76,10 @@ pub async fn create_if_absent(client: &Client, wanted: &Wanted) -> Result<Create
         return Err(other.clone());
     }
     create_publication(client, &wanted).await?;
-    let from = create_slot(client, &wanted.slot).await.map_err(|error| {
-        let message = format!(
-            "publication `{publication}` was created, but slot `{slot}` could not be: {}; create it when that is mended",
-            cause(&error)
-        );
-        Finding::error(FindingCode::StatementFailed, message).with_sql(create_slot_sql(&slot))
+    // Shorter than the session's patience: the connection may be the session's.
+    let from = create_slot(client, &wanted.slot, Duration::from_secs(5)).await.map_err(|mut finding| {
+        finding.message = format!("publication `{publication}` was created; {}", finding.message);
+        finding
     })?;
     Ok(Created::Both { publication, slot, from })
 }
@@ -126,11 +124,37 @@ pub(super) async fn create_publication(client: &Client, wanted: &Wanted) -> Resu
     })
 }
 
-/// Creates the slot; events that are committed after the LSN it returns are sent.
-pub(super) async fn create_slot(client: &Client, slot: &str) -> Result<Lsn, QueryError> {
+/// Creates the slot; events that are committed after the LSN it returns are sent. PostgreSQL waits until the
+/// transactions that are open have ended: `patience` bounds that, in whole seconds.
+pub(super) async fn create_slot(client: &Client, slot: &str, patience: Duration) -> Result<Lsn, Finding> {
+    let what = "create the slot";
     let sql = "SELECT to_jsonb(lsn)::text FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')";
-    Ok(json_row(client, "create the slot", sql, &[slot]).await?.unwrap_or(Lsn::ZERO))
+    let limit = format!("SET statement_timeout = '{}s'", patience.as_secs());
+    let created = match execute(client, what, &limit).await {
+        Ok(()) => json_row(client, what, sql, &[slot]).await,
+        Err(error) => Err(error),
+    };
+    // A connection that broke shows itself at the next query.
+    let _ = execute(client, what, "RESET statement_timeout").await;
+    created.map(|lsn| lsn.unwrap_or(Lsn::ZERO)).map_err(|error| {
+        let create = create_slot_sql(slot);
+        if error.sqlstate() == Some(&SqlState::QUERY_CANCELED) {
+            let message = format!(
+                "slot `{slot}` could not be created within {} s: PostgreSQL makes a slot only when every transaction \
+                 that was open has ended; look which ones are, end them, and create the slot",
+                patience.as_secs()
+            );
+            return Finding::error(FindingCode::StatementFailed, message).with_sql(format!("{OPEN_SQL}\n{create}"));
+        }
+        let message = format!("slot `{slot}` could not be created: {}; create it when that is mended", cause(&error));
+        Finding::error(FindingCode::StatementFailed, message).with_sql(create)
+    })
 }
+
+/// Transactions that a new slot has to wait for.
+const OPEN_SQL: &str = "\
+SELECT pid, xact_start, application_name FROM pg_stat_activity WHERE backend_xid IS NOT NULL;
+SELECT gid, prepared FROM pg_prepared_xacts;";
 
 /// What PostgreSQL said, without what was being done.
 pub(super) fn cause(error: &QueryError) -> String {

@@ -46,7 +46,7 @@ impl SessionOptions {
             every: Duration::from_secs(2),
             patience: Duration::from_secs(10),
             backoff: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(5),
+            backoff_max: Duration::from_secs(1),
             backoff_refused: Duration::from_secs(30),
         }
     }
@@ -73,7 +73,7 @@ pub struct SessionState {
     pub event: SessionEvent,
     /// Connections made so far.
     pub connection: u64,
-    /// Attempts to connect that failed since the last connection.
+    /// The loss of the last connection, and attempts that failed since then.
     pub failed_attempts: u32,
 }
 
@@ -307,7 +307,7 @@ mod tests {
         let millis = |attempt, random| pause(&options, &reset, attempt, random).as_millis();
         assert_eq!([1, 2, 3, 4].map(|attempt| millis(attempt, 0.0)), [100, 200, 400, 800]);
         assert_eq!([1, 2].map(|attempt| millis(attempt, 1.0)), [50, 100]);
-        assert_eq!(millis(u32::MAX, 0.0), 5_000);
+        assert_eq!(millis(u32::MAX, 0.0), 1_000);
     }
 
     #[test]

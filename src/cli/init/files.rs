@@ -19,6 +19,9 @@ pub(super) struct FileStep {
     pub path: PathBuf,
     /// False: it existed, and was left as it is.
     pub written: bool,
+    /// What is left to do by hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_do: Option<String>,
 }
 
 /// The password's file is written before the role is made: the password would be lost otherwise. Unless it is kept, it
@@ -63,7 +66,7 @@ impl Files {
     pub fn keep_password(&mut self, steps: &mut Vec<FileStep>) {
         if let Some(password) = &mut self.password {
             password.kept = true;
-            steps.push(FileStep { what: "password", path: password.path.clone(), written: true });
+            steps.push(FileStep { what: "password", path: password.path.clone(), written: true, to_do: None });
         }
     }
 
@@ -73,10 +76,13 @@ impl Files {
     }
 
     pub fn write_configuration(&self, text: &str) -> Result<FileStep, String> {
-        let step = FileStep { what: "configuration", path: self.config.clone(), written: true };
+        let step = FileStep { what: "configuration", path: self.config.clone(), written: true, to_do: None };
         match write_new(&self.config, text, 0o644) {
             Ok(()) => Ok(step),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(FileStep { written: false, ..step }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let to_do = self.password_name().map(|name| format!("set source.password_file to {name} in it"));
+                Ok(FileStep { written: false, to_do, ..step })
+            }
             Err(error) => Err(format!(
                 "the database is ready, but {} cannot be written: {error}; save it yourself",
                 self.config.display()

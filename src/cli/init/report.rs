@@ -53,7 +53,11 @@ impl Report {
                 (true, _) => "written",
                 (false, _) => "exists already, left as it is",
             };
-            writeln!(out, "{:<12} {}: {outcome}", "file", file.path.display())?;
+            write!(out, "{:<12} {}: {outcome}", "file", file.path.display())?;
+            match &file.to_do {
+                Some(to_do) => writeln!(out, "; {to_do}")?,
+                None => writeln!(out)?,
+            }
         }
         for finding in &self.findings {
             let severity = match finding.severity {

@@ -1,6 +1,6 @@
 //! The publication: that it exists and publishes the inserts of the table, whole.
 
-use super::{Facts, PastFacts, PublicationFacts, Wanted};
+use super::{Facts, PastFacts, PublicationEntry, PublicationFacts, TableFacts, Wanted};
 use crate::control::{
     finding::{Finding, FindingCode, on_one_line},
     missing_past::{create_publication_sql, explain_publication_missing_in_past, new_slot_sql},
@@ -26,7 +26,7 @@ pub(super) fn judge(facts: &Facts, wanted: &Wanted, findings: &mut Vec<Finding>)
         );
     }
     match (&publication.entry, &facts.table) {
-        (Some(_), _) => entry(publication, wanted, findings),
+        (Some(entry), table) => judge_entry(entry, table.as_ref(), wanted, findings),
         (None, Some(table)) if matches!(table.kind, 'r' | 'p') && table.persistence == 'p' => {
             findings.push(without_table(publication, wanted));
         }
@@ -60,8 +60,7 @@ fn missing(facts: &Facts, wanted: &Wanted) -> Finding {
     .with_sql(sql)
 }
 
-fn entry(publication: &PublicationFacts, wanted: &Wanted, findings: &mut Vec<Finding>) {
-    let Some(entry) = &publication.entry else { return };
+fn judge_entry(entry: &PublicationEntry, table: Option<&TableFacts>, wanted: &Wanted, findings: &mut Vec<Finding>) {
     let name = quote_ident(&wanted.publication);
     let again = format!(
         "BEGIN;\nALTER PUBLICATION {name} DROP TABLE {table};\nALTER PUBLICATION {name} ADD TABLE {table};\nCOMMIT;",
@@ -83,10 +82,12 @@ fn entry(publication: &PublicationFacts, wanted: &Wanted, findings: &mut Vec<Fin
         );
     }
     if let Some(published) = &entry.attnames {
+        // Columns that are missing or generated have findings of their own.
+        let there = |name: &str| table.is_some_and(|t| t.columns.iter().any(|c| c.name == name && !c.generated));
         let hidden: Vec<_> = wanted
             .columns
             .iter()
-            .filter(|column| !published.contains(&column.name))
+            .filter(|column| !published.contains(&column.name) && there(&column.name))
             .map(|column| format!("`{}`", column.name))
             .collect();
         if !hidden.is_empty() {

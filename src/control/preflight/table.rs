@@ -115,18 +115,8 @@ fn judge_column(
             ),
         ));
     }
-    // From 18 on a publication can publish stored generated columns; whether it does is in its list of columns.
-    if found.generated && facts.server.major() < 18 {
-        findings.push(Finding::error(
-            FindingCode::ColumnGenerated,
-            format!(
-                "column `{}` of {} is a generated column: PostgreSQL {} does not publish those; read the columns that \
-                 it is made of, or fill an ordinary column when the row is written",
-                found.name,
-                wanted.table,
-                facts.server.major()
-            ),
-        ));
+    if found.generated {
+        generated(facts, wanted, found, findings);
     }
     let needed = matches!(column.role, ColumnRole::Id | ColumnRole::EventType | ColumnRole::Payload);
     if needed && !found.not_null {
@@ -145,6 +135,38 @@ fn judge_column(
             )),
         );
     }
+}
+
+/// Before 18 generated columns are never published; from 18 on the publication says whether the stored ones are.
+fn generated(facts: &Facts, wanted: &Wanted, found: &ColumnFacts, findings: &mut Vec<Finding>) {
+    let major = facts.server.major();
+    let entry = facts.publication.as_ref().and_then(|publication| publication.entry.as_ref());
+    let finding = if major < 18 {
+        Finding::error(
+            FindingCode::ColumnGenerated,
+            format!(
+                "column `{}` of {} is a generated column: PostgreSQL {major} does not publish those; read the columns \
+                 that it is made of, or fill an ordinary column when the row is written",
+                found.name, wanted.table
+            ),
+        )
+    } else if entry.and_then(|entry| entry.attnames.as_ref()).is_some_and(|names| !names.contains(&found.name)) {
+        Finding::error(
+            FindingCode::ColumnGenerated,
+            format!(
+                "column `{}` of {} is a generated column, and publication `{}` does not publish those; publish the \
+                 stored ones (virtual ones cannot be), or read the columns that it is made of",
+                found.name, wanted.table, wanted.publication
+            ),
+        )
+        .with_sql(format!(
+            "ALTER PUBLICATION {} SET (publish_generated_columns = 'stored');",
+            quote_ident(&wanted.publication)
+        ))
+    } else {
+        return;
+    };
+    findings.push(finding);
 }
 
 /// Rows that are in the table already.

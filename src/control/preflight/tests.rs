@@ -211,6 +211,15 @@ fn the_columns() {
             ColumnFacts { generated: true, ..column("region", "text") },
         ];
     }));
+    insta::assert_snapshot!(
+        "the_columns_generated_18",
+        text(&super::tests::wanted(), |facts| {
+            server(facts).version_num = 180_000;
+            table(facts).columns[2].generated = true;
+            publication(facts).entry =
+                Some(PublicationEntry { attnames: Some(vec!["id".into(), "event_type".into()]), rowfilter: None });
+        })
+    );
     // Texts of every kind are payloads; from 18 on generated columns can be published.
     for base_type in ["jsonb", "json", "text", "bytea", "varchar"] {
         let found = findings(&super::tests::wanted(), |facts| {

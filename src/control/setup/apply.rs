@@ -1,14 +1,18 @@
 //! Making what is missing, in the one right order.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
 use super::{Inspection, Setup, Step, StepOutcome, Stopped, create_table_sql, run, stopped};
 use crate::control::{
     create::{create_publication, create_slot},
-    missing_past::create_slot_sql,
     names::{quote_ident, quote_literal},
     query::json_row,
 };
+
+/// How long a new slot may wait for open transactions to end.
+const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Setup {
     /// Makes what is missing, in order: table, role, publication, slot. `verifier` is what the server keeps of a new
@@ -46,12 +50,12 @@ impl Setup {
         if found.slot {
             steps.push(Step::new("slot", &self.slot, StepOutcome::Existed));
         } else {
-            match create_slot(client, &self.slot).await {
+            match create_slot(client, &self.slot, SLOT_PATIENCE).await {
                 Ok(from) => {
                     let detail = format!("events that are committed after {from} are sent");
                     steps.push(Step::new("slot", &self.slot, StepOutcome::Created).with_detail(detail));
                 }
-                Err(error) => return Err(stopped(steps, "create the slot", &create_slot_sql(&self.slot), &error)),
+                Err(finding) => return Err(Stopped { steps, finding }),
             }
         }
         Ok(steps)

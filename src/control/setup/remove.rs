@@ -40,9 +40,13 @@ impl Setup {
                 run(client, "drop the slot", &sql, &sql, &mut steps).await?;
                 let freed = human_bytes(slot.retained_bytes.unwrap_or(0));
                 let mut detail = format!("{freed} of WAL that PostgreSQL kept for it can go");
-                if let (Some(confirmed), Some(now)) = (slot.confirmed_flush_lsn, slot.current_wal_lsn) {
-                    detail.push_str(&format!("; events committed between {confirmed} and {now} were not confirmed"));
-                }
+                detail.push_str(&match (slot.confirmed_flush_lsn, slot.current_wal_lsn) {
+                    (Some(confirmed), Some(now)) if confirmed < now => format!(
+                        "; events committed between {confirmed} and {now} were not confirmed: those that were not \
+                         delivered are not going to be"
+                    ),
+                    _ => "; everything was confirmed".to_owned(),
+                });
                 steps.push(Step::new("slot", &self.slot, StepOutcome::Dropped).with_detail(detail));
             }
         }
