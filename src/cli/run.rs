@@ -48,7 +48,7 @@ pub async fn run(args: RunArgs, registry: &Registry) -> ExitStatus {
 async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitStatus> {
     let loaded = setup::load(&args.config, registry)?;
     let settings = setup::settings(&loaded).map_err(|errors| setup::refuse(&errors))?;
-    let routing = setup::routing(&loaded).map_err(|errors| setup::refuse(&errors))?;
+    let mut routing = setup::routing(&loaded).map_err(|errors| setup::refuse(&errors))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -84,6 +84,10 @@ async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitSta
     let slot = loaded.config.source.slot.clone();
     let confirmed = found.facts.slots.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or(Lsn::ZERO);
     let session = open_session(&slot, &settings);
+    // WAL from before `publish_via_partition_root` was set carries the partitions' own names.
+    for partition in found.facts.table.iter().flat_map(|table| &table.partitions) {
+        routing.reader.include(*partition);
+    }
     let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed);
     match gateway.run(stop).await {
         Ok(summary) => {

@@ -13,7 +13,7 @@ use crate::{
         ConfigArgs,
         setup::{self, Routing},
     },
-    config::{self, Loaded, Sink},
+    config::{self, KeyPath, Loaded, Sink},
     control::{self, Finding, FindingCode, Link, Severity},
     error::ExitStatus,
     registry::Registry,
@@ -69,10 +69,18 @@ pub async fn run(args: CheckArgs, registry: &Registry) -> ExitStatus {
         .router
         .table()
         .into_iter()
-        .map(|row| RouteRow { patterns: row.patterns, sink: row.sink, target: row.target })
+        .map(|row| RouteRow { patterns: vec![row.pattern], sink: row.sink, target: row.target })
         .collect();
-    let warnings: Vec<config::Warning> =
-        routing.router.warnings().iter().map(|warning| loaded.warning_at("routes", &warning.to_string())).collect();
+    let place = |route: Option<usize>, sink: &str| match route {
+        Some(route) => KeyPath::root().key("routes").index(route),
+        None => KeyPath::root().key("sinks").key(sink),
+    };
+    let warnings: Vec<config::Warning> = routing
+        .router
+        .warnings()
+        .iter()
+        .map(|warning| loaded.warning_at(place(warning.route, &warning.sink), &warning.message))
+        .collect();
     let mut out = anstream::stdout();
     let offline = args.json && args.connect;
     if !offline && check_offline(&loaded, &rows, &warnings, args.json, &mut out).is_err() {
