@@ -64,7 +64,8 @@ impl Rig {
     #[track_caller]
     pub fn wait_confirmed(&self, walgate: &mut Walgate, id: &str) {
         walgate.eventually(&format!("the slot confirms event {id}"), || {
-            self.witness.log().commit_end(id).is_some_and(|end| self.witness.flush() >= end)
+            let log = self.witness.log();
+            log.commit_end(id).is_some_and(|end| log.flush() >= end)
         });
         let end = self.witness.commit_end(id);
         walgate.eventually("PostgreSQL has read that status", || self.database.confirmed_flush() >= end);

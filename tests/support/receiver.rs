@@ -434,7 +434,7 @@ fn answer(state: &State, connection: u64, stream: &TcpStream, reader: &mut BufRe
 }
 
 fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: usize, early_tick: Tick) -> bool {
-    let waited = pass_gate(state, id);
+    let waited = pass_gate(state, stream, id);
     let Some(waited) = waited else { return false };
     match answer {
         Answer::Reply(reply) => {
@@ -474,12 +474,15 @@ fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: 
     }
 }
 
-/// Waits while the gate is shut; whether it had to wait. `None` when the receiver closes.
-fn pass_gate(state: &State, id: &str) -> Option<bool> {
+/// Waits while the gate is shut; whether it had to wait. `None` when the receiver closes, or nobody waits any more.
+fn pass_gate(state: &State, stream: &TcpStream, id: &str) -> Option<bool> {
     let mut gate = state.gate.lock().expect("the gate");
     let waited = gate.held;
     while gate.held && !gate.released.contains(id) && !gate.closing {
-        gate = state.opened.wait(gate).expect("the gate");
+        gate = state.opened.wait_timeout(gate, Duration::from_millis(50)).expect("the gate").0;
+        if is_gone(stream) {
+            return None;
+        }
     }
     (!gate.closing).then_some(waited)
 }

@@ -303,10 +303,10 @@ fn the_receiver_holds_answers_and_knows_who_has_gone() {
     let mut stays = connect(receiver.port());
     stays.write_all(b"POST / HTTP/1.1\r\nwebhook-id: stays\r\ncontent-length: 0\r\n\r\n").expect("send");
     eventually(DEADLINE, "both are in flight", || receiver.in_flight() == 2);
-    drop(gone);
     receiver.release("stays");
     eventually(DEADLINE, "one is answered", || receiver.settled("stays").is_some());
     assert_eq!(receiver.in_flight(), 1);
+    drop(gone);
     receiver.release_all();
     eventually(DEADLINE, "none is in flight", || receiver.in_flight() == 0);
     assert_eq!(receiver.settled("gone"), None, "nobody was there to be answered");
