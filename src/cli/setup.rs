@@ -77,7 +77,8 @@ pub async fn connect(settings: &ConnectSettings) -> Result<Link, LinkError> {
 /// An SQL connection to a URL of the command line; libpq's environment fills in the rest.
 pub async fn connect_to(url: &Secret) -> Result<Link, LinkError> {
     let env = |name: &str| std::env::var(name).ok();
-    let settings = ConnectSettings::parse(Some(url.expose()), &env).map_err(|error| LinkError::new(error.to_string()))?;
+    let settings =
+        ConnectSettings::parse(Some(url.expose()), &env).map_err(|error| LinkError::new(error.to_string()))?;
     connect(&settings).await
 }
 

@@ -150,13 +150,7 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
 
 fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    writeln!(
-        out,
-        "\nsink {} ({}): {}",
-        text(&sink["name"]),
-        text(&sink["kind"]),
-        paint(&text(&sink["state"]))
-    )?;
+    writeln!(out, "\nsink {} ({}): {}", text(&sink["name"]), text(&sink["kind"]), paint(&text(&sink["state"])))?;
     writeln!(
         out,
         "  owes        {} events: {} queued, {} in flight, {} waiting for a retry, {} halted; {} attempts so far",

@@ -212,10 +212,7 @@ impl StatusBoard {
         let server = self.slot_report();
         let written = server.as_ref().and_then(|report| report.current_wal_lsn).unwrap_or(checkpoint.received_lsn);
         let end = written.max(checkpoint.received_lsn);
-        let sinks: Vec<SinkStatus> = lock(&self.shared.lanes)
-            .iter()
-            .map(|lane| sink_status(lane, end))
-            .collect();
+        let sinks: Vec<SinkStatus> = lock(&self.shared.lanes).iter().map(|lane| sink_status(lane, end)).collect();
         let not_ready = self.not_ready(&source, &sinks);
         GatewayStatus {
             identity: self.shared.identity.clone(),

@@ -173,8 +173,8 @@ fn watched_tls(
         Host::Unix(_) => "localhost",
     };
     let mut make = MakeRustlsConnect::new(Arc::unwrap_or_clone(certificates));
-    let inner = MakeTlsConnect::<Watched<Wire>>::make_tls_connect(&mut make, name)
-        .unwrap_or_else(|never| match never {});
+    let inner =
+        MakeTlsConnect::<Watched<Wire>>::make_tls_connect(&mut make, name).unwrap_or_else(|never| match never {});
     WatchedTls { inner, verified: settings.tls.verifies(), seen: seen.clone(), broken: Arc::clone(broken) }
 }
 

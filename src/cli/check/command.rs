@@ -140,12 +140,7 @@ async fn ask(sink: &Sink) -> SinkAnswer<'_> {
     SinkAnswer { name: &sink.name, kind: &sink.kind, error }
 }
 
-fn as_text(
-    server: &str,
-    findings: &[Finding],
-    answers: &[SinkAnswer<'_>],
-    out: &mut dyn Write,
-) -> std::io::Result<()> {
+fn as_text(server: &str, findings: &[Finding], answers: &[SinkAnswer<'_>], out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(out)?;
     let mark = |severity: Option<Severity>| {
         let (color, word) = match severity {
@@ -172,12 +167,7 @@ fn as_text(
     Ok(())
 }
 
-fn as_json(
-    findings: &[Finding],
-    answers: &[SinkAnswer<'_>],
-    sound: bool,
-    out: &mut dyn Write,
-) -> std::io::Result<()> {
+fn as_json(findings: &[Finding], answers: &[SinkAnswer<'_>], sound: bool, out: &mut dyn Write) -> std::io::Result<()> {
     let sinks: Vec<_> = answers
         .iter()
         .map(|answer| json!({ "name": answer.name, "kind": answer.kind, "ok": answer.error.is_none(), "error": answer.error }))

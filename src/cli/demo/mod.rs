@@ -108,7 +108,9 @@ async fn tell(args: &DemoArgs, show: &Show) -> Result<ExitStatus, Failure> {
     ));
 
     show.title("Act two: order and event in one transaction; walgate delivers from the write-ahead log");
-    show.line("  The same load, the same hiccups, the service killed as before; and walgate killed in mid-stream, too.");
+    show.line(
+        "  The same load, the same hiccups, the service killed as before; and walgate killed in mid-stream, too.",
+    );
     let (after, stage) = act::play(Act::Outbox, &server, args.orders, show).await?;
     show.line("");
     show.table(&before, &after);
