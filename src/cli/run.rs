@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use clap::Args;
 use tokio::sync::watch;
-use walgate_sink::{Lsn, RejectReason, SinkContext};
+use walgate_sink::{Lsn, SinkContext};
 
 use super::{
     ConfigArgs, complain,
@@ -296,13 +296,12 @@ struct Meter(SinkMetrics, Metrics);
 impl Observer for Meter {
     fn delivered(&self, route: u16, outcome: DeliveryOutcome, count: u64) {
         self.0.delivered(route, outcome.as_str(), count);
-        if outcome == DeliveryOutcome::Duplicate {
-            self.0.duplicates(count);
+        match outcome {
+            DeliveryOutcome::Duplicate => self.0.duplicates(count),
+            // A halted event is held, not discarded.
+            DeliveryOutcome::Skipped => (0..count).for_each(|_| self.1.discarded("rejected")),
+            DeliveryOutcome::Acknowledged | DeliveryOutcome::Halted => {}
         }
-    }
-
-    fn rejected(&self, reason: RejectReason) {
-        self.1.discarded(reason.as_str());
     }
 
     fn retries(&self, count: u64) {

@@ -111,7 +111,7 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
     writeln!(
         out,
         "  source      {} slot {}, publication {}, table {}",
-        text(&status["server"]).replace('?', "PostgreSQL"),
+        text(&status["server"]),
         text(&status["slot"]),
         text(&status["publication"]),
         text(&status["table"]),

@@ -133,6 +133,12 @@ fn ranges_of_plain(text: &str) -> Vec<Range<usize>> {
                 None => ranges.push(start..start + at),
             }
         }
+        // A query may hold a token under any name. That of a connection to PostgreSQL holds settings, and those that
+        // are secret are found by their names.
+        let query = text[start..end].find('?').map(|mark| start + mark + 1);
+        if let Some(query) = query.filter(|_| !scheme.starts_with("postgres")) {
+            ranges.push(query..end);
+        }
         from = end.max(start);
     }
     for (equals, sign) in text.match_indices(['=', ':']) {
