@@ -4,6 +4,7 @@ mod error;
 mod feedback;
 mod framer;
 mod handshake;
+mod nap;
 mod reader;
 mod stream;
 mod wire;
