@@ -18,8 +18,10 @@ pub(super) struct Nap {
 }
 
 impl Nap {
-    /// Over so long the stream is judged.
+    /// Over so long the stream is judged to be busy.
     const WINDOW: Duration = Duration::from_millis(1);
+    /// Over so long it is judged to be calm again: a walsender that shares its processor pauses for milliseconds.
+    const CALM_WINDOW: Duration = Duration::from_millis(10);
     /// Messages in a millisecond from which the stream is busy, and down to which it stays so. An application that
     /// commits 4000 times a second makes 12, and there the nap would only cost latency.
     const BUSY: f64 = 30.0;
@@ -41,7 +43,7 @@ impl Nap {
             self.length.count(now, bytes);
         }
         let elapsed = now.saturating_duration_since(self.window);
-        if elapsed < Self::WINDOW {
+        if elapsed < if self.busy { Self::CALM_WINDOW } else { Self::WINDOW } {
             return;
         }
         let per_ms = |count: usize| count as f64 / (elapsed.as_secs_f64() * 1000.0);
@@ -82,7 +84,7 @@ struct Length {
 impl Length {
     const MOST_HALVED: u32 = 2;
     /// Reads in a period.
-    const PERIOD: u32 = 32;
+    const PERIOD: u32 = 64;
     /// Periods between two trials.
     const BETWEEN: u32 = 4;
     /// What a shorter nap must gain, and a longer one may lose.
@@ -151,12 +153,14 @@ mod tests {
         assert_eq!(nap.rest(start + 3 * MS, start + 3 * MS), MS);
         assert_eq!(nap.rest(start + 3 * MS + MS / 4, start + 3 * MS), MS * 3 / 4, "since the last read");
         assert_eq!(nap.rest(start + 9 * MS, start + 3 * MS), Duration::ZERO, "the chunk had to wait");
-        nap.count(start + 4 * MS, 20, 9000);
-        assert_eq!(nap.rest(start + 4 * MS, start + 4 * MS), MS, "still busy");
-        nap.count(start + 5 * MS, 10, 9000);
-        assert_eq!(nap.rest(start + 5 * MS, start + 5 * MS), Duration::ZERO);
-        nap.count(start + 6 * MS, 8, 80_000);
-        assert_eq!(nap.rest(start + 6 * MS, start + 6 * MS), MS, "large rows");
+        nap.count(start + 9 * MS, 1, 300);
+        assert_eq!(nap.rest(start + 9 * MS, start + 9 * MS), MS, "a pause of milliseconds");
+        nap.count(start + 13 * MS, 160, 48_000);
+        assert_eq!(nap.rest(start + 13 * MS, start + 13 * MS), MS, "still busy");
+        nap.count(start + 23 * MS, 140, 42_000);
+        assert_eq!(nap.rest(start + 23 * MS, start + 23 * MS), Duration::ZERO);
+        nap.count(start + 24 * MS, 8, 80_000);
+        assert_eq!(nap.rest(start + 24 * MS, start + 24 * MS), MS, "large rows");
         nap.count(start + 1000 * MS, 200, 80_000);
         assert_eq!(nap.rest(start + 1000 * MS, start + 1000 * MS), Duration::ZERO, "a burst after a pause");
     }
@@ -166,7 +170,7 @@ mod tests {
         let mut now = Instant::now();
         let mut nap = Nap::new(MS, now);
         let mut naps = Vec::new();
-        for _ in 0..2000 {
+        for _ in 0..4000 {
             let slept = nap.rest(now, now);
             now += slept + MS / 20;
             let elapsed = (slept + MS / 20).as_secs_f64() * 1000.0;
@@ -180,7 +184,7 @@ mod tests {
     #[test]
     fn a_full_socket_shortens_the_nap_and_a_roomy_one_keeps_it() {
         let share = |naps: &[Duration], length: Duration| {
-            naps[1000..].iter().filter(|nap| **nap == length).count() as f64 / 1000.0
+            naps[2000..].iter().filter(|nap| **nap == length).count() as f64 / 2000.0
         };
         assert!(share(&run(1 << 20, 100_000), MS) > 0.7, "room for every nap");
         assert!(share(&run(50_000, 200_000), MS / 4) > 0.7, "full within a quarter of a millisecond");
