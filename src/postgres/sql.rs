@@ -51,6 +51,9 @@ pub async fn connect_sql(settings: &ConnectSettings) -> Result<(Client, SqlConne
                     Ok(connected) => return Ok(connected),
                     Err(error) => {
                         let other = error.warrants_other_transport();
+                        if other {
+                            error.warn_of_other_transport(*transport);
+                        }
                         last = Some(error);
                         if !other {
                             break;
