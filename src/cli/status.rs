@@ -240,7 +240,7 @@ mod tests {
                     "at": "2026-11-01T10:01:00Z", "event_id": "42", "attempt": 7, "next_retry_seconds": 12.25 } }],
             "not_ready": ["sink `partner` has settled nothing for 61 s: 503 Service Unavailable"]
         });
-        insta::assert_snapshot!(anstream::adapter::strip_str(&render(&status)).to_string(), @r"");
+        insta::assert_snapshot!("status", anstream::adapter::strip_str(&render(&status)).to_string());
     }
 
     #[test]

@@ -320,7 +320,7 @@ mod tests {
                 "postgres://w:[hidden]@h/d?password=[hidden]&sslmode=require",
             ),
             ("https://tok@h/x", "https://[hidden]@h/x"),
-            ("https://h/x?access_token=abc&a=1", "https://h/x?access_token=[hidden]&a=1"),
+            ("https://h/x?access_token=abc&a=1", "https://h/x?[hidden]"),
             ("host=h password=abc user=u", "host=h password=[hidden] user=u"),
             ("host=h password = 'a b\\' c' user=u", "host=h password = [hidden] user=u"),
             ("password=", "password="),
