@@ -50,9 +50,10 @@ CREATE PROCEDURE fill(n int, per int) LANGUAGE plpgsql AS \$\$ BEGIN
   END LOOP; END \$\$;
 SET synchronous_commit = off;
 CALL fill($ROWS, $PER_TX);
-CHECKPOINT;
 SQL
-END=$(sql -c 'SELECT pg_current_wal_flush_lsn()')
+# The end of the last commit: both are done when they have confirmed, or written, exactly that.
+END=$(sql -c 'SELECT pg_current_wal_insert_lsn()')
+sql -c CHECKPOINT
 
 now() { date +%s.%N; }
 : > "$DIR/result"
