@@ -7,13 +7,7 @@ use std::{
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::Histogram,
-        info::Info,
-    },
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
@@ -225,7 +219,9 @@ impl Metrics {
 impl SinkMetrics {
     /// So many deliveries of a route came to this outcome.
     pub fn delivered(&self, route: u16, outcome: &'static str, count: u64) {
-        if outcome == ACKNOWLEDGED && let Some(counter) = self.acknowledged.get(usize::from(route)) {
+        if outcome == ACKNOWLEDGED
+            && let Some(counter) = self.acknowledged.get(usize::from(route))
+        {
             counter.inc_by(count);
             return;
         }

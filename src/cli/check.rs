@@ -1,5 +1,7 @@
 //! `walgate check`: what a configuration means, without asking PostgreSQL or a sink.
 
+mod command;
+
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
@@ -7,6 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::config::{Config, Loaded, Sink, Warning, printable, redact};
+
+pub use command::{CheckArgs, run};
 
 /// One line of the table of routes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

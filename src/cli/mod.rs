@@ -32,7 +32,7 @@ struct OutputArgs {
     #[arg(long, global = true, value_enum, default_value = "auto", env = "WALGATE_LOG_FORMAT")]
     log_format: LogFormat,
     /// What is logged: a level, or a filter such as `walgate=debug`.
-    #[arg(long, global = true, default_value = "info", env = "WALGATE_LOG")]
+    #[arg(long, global = true, default_value = "info,tokio_postgres=warn", env = "WALGATE_LOG")]
     log: String,
     /// Colours. `auto`: on a terminal, unless NO_COLOR is set.
     #[arg(long, global = true, value_enum, default_value = "auto")]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use clap::Args;
 use tokio::sync::watch;
-use walgate_sink::{Lsn, RejectReason, SinkContext};
+use walgate_sink::{Lsn, SinkContext};
 
 use super::{
     ConfigArgs, complain,
@@ -48,7 +48,7 @@ pub async fn run(args: RunArgs, registry: &Registry) -> ExitStatus {
 async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitStatus> {
     let loaded = setup::load(&args.config, registry)?;
     let settings = setup::settings(&loaded).map_err(|errors| setup::refuse(&errors))?;
-    let routing = setup::routing(&loaded).map_err(|errors| setup::refuse(&errors))?;
+    let mut routing = setup::routing(&loaded).map_err(|errors| setup::refuse(&errors))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -84,6 +84,10 @@ async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitSta
     let slot = loaded.config.source.slot.clone();
     let confirmed = found.facts.slots.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or(Lsn::ZERO);
     let session = open_session(&slot, &settings);
+    // WAL from before `publish_via_partition_root` was set carries the partitions' own names.
+    for partition in found.facts.table.iter().flat_map(|table| &table.partitions) {
+        routing.reader.include(*partition);
+    }
     let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed);
     match gateway.run(stop).await {
         Ok(summary) => {
@@ -292,13 +296,12 @@ struct Meter(SinkMetrics, Metrics);
 impl Observer for Meter {
     fn delivered(&self, route: u16, outcome: DeliveryOutcome, count: u64) {
         self.0.delivered(route, outcome.as_str(), count);
-        if outcome == DeliveryOutcome::Duplicate {
-            self.0.duplicates(count);
+        match outcome {
+            DeliveryOutcome::Duplicate => self.0.duplicates(count),
+            // A halted event is held, not discarded.
+            DeliveryOutcome::Skipped => (0..count).for_each(|_| self.1.discarded("rejected")),
+            DeliveryOutcome::Acknowledged | DeliveryOutcome::Halted => {}
         }
-    }
-
-    fn rejected(&self, reason: RejectReason) {
-        self.1.discarded(reason.as_str());
     }
 
     fn retries(&self, count: u64) {

@@ -6,11 +6,11 @@ use walgate_sink::{Secret, TargetField};
 use super::{ConfigArgs, complain};
 use crate::{
     config::{self, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Sources},
-    control::{ColumnRole, Link, LinkError, TableName, Wanted, WantedColumn},
+    control::{Link, LinkError, Wanted},
     error::ExitStatus,
     postgres::{self, ConnectError, ConnectSettings},
     registry::Registry,
-    router::{Mapping, Router, SinkTarget},
+    router::{Mapping, RouteError, Router, SinkTarget},
     source::OutboxReader,
 };
 
@@ -77,7 +77,8 @@ pub async fn connect(settings: &ConnectSettings) -> Result<Link, LinkError> {
 /// An SQL connection to a URL of the command line; libpq's environment fills in the rest.
 pub async fn connect_to(url: &Secret) -> Result<Link, LinkError> {
     let env = |name: &str| std::env::var(name).ok();
-    let settings = ConnectSettings::parse(Some(url.expose()), &env).map_err(|error| LinkError::new(error.to_string()))?;
+    let settings =
+        ConnectSettings::parse(Some(url.expose()), &env).map_err(|error| LinkError::new(error.to_string()))?;
     connect(&settings).await
 }
 
@@ -115,7 +116,7 @@ pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
         Ok(router) => router,
         Err(found) => {
             for error in found {
-                errors.push_at(route_path(error.route, error.target, error.field.as_deref()), error.message);
+                errors.push_at(place_of(&error, loaded), &error.message);
             }
             return Err(errors);
         }
@@ -129,12 +130,18 @@ pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
     }
 }
 
-fn route_path(route: usize, target: Option<usize>, field: Option<&str>) -> KeyPath {
-    let mut path = KeyPath::root().key("routes").index(route);
-    if let Some(target) = target {
+fn place_of(error: &RouteError, loaded: &Loaded) -> KeyPath {
+    let mut path = match error.sink.and_then(|sink| loaded.sinks.get(sink)) {
+        Some(sink) => KeyPath::root().key("sinks").key(&sink.name).key(&sink.kind),
+        None => KeyPath::root().key("routes").index(error.route),
+    };
+    if let (None, Some(pattern)) = (error.sink, error.pattern) {
+        path = path.key("event_type").index(pattern);
+    }
+    if let (None, Some(target)) = (error.sink, error.target) {
         path = path.key("to").index(target);
     }
-    match field {
+    match &error.field {
         Some(field) => path.key(field),
         None => path,
     }
@@ -143,23 +150,8 @@ fn route_path(route: usize, target: Option<usize>, field: Option<&str>) -> KeyPa
 /// What a look at the server is to find there.
 pub fn wanted(loaded: &Loaded, routing: &Routing, settings: &ConnectSettings) -> Wanted {
     let config = &loaded.config;
-    let names = &config.outbox.columns;
-    let mut columns = vec![
-        WantedColumn::new(&names.id, ColumnRole::Id),
-        WantedColumn::new(&names.event_type, ColumnRole::EventType),
-        WantedColumn::new(&names.payload, ColumnRole::Payload),
-    ];
-    columns.extend(names.key.iter().map(|name| WantedColumn::new(name, ColumnRole::Key)));
-    columns.extend(names.headers.iter().map(|name| WantedColumn::new(name, ColumnRole::Headers)));
-    let others = config.outbox.header_columns.values().chain(routing.router.columns());
-    columns.extend(others.map(|name| WantedColumn::new(name, ColumnRole::Other)));
     let table = routing.reader.table();
-    Wanted {
-        slot: config.source.slot.clone(),
-        publication: config.source.publication.clone(),
-        table: TableName { schema: table.schema.clone(), name: table.name.clone() },
-        columns,
-        application_name: settings.application_name.clone(),
-        count_rows: false,
-    }
+    Wanted::new(&config.source.slot, &config.source.publication, &table.schema, &table.name)
+        .with_mapping(&config.outbox, routing.router.columns())
+        .with_application_name(&settings.application_name)
 }

@@ -111,7 +111,7 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
     writeln!(
         out,
         "  source      {} slot {}, publication {}, table {}",
-        text(&status["server"]).replace('?', "PostgreSQL"),
+        text(&status["server"]),
         text(&status["slot"]),
         text(&status["publication"]),
         text(&status["table"]),
@@ -150,13 +150,7 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
 
 fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    writeln!(
-        out,
-        "\nsink {} ({}): {}",
-        text(&sink["name"]),
-        text(&sink["kind"]),
-        paint(&text(&sink["state"]))
-    )?;
+    writeln!(out, "\nsink {} ({}): {}", text(&sink["name"]), text(&sink["kind"]), paint(&text(&sink["state"])))?;
     writeln!(
         out,
         "  owes        {} events: {} queued, {} in flight, {} waiting for a retry, {} halted; {} attempts so far",
@@ -246,7 +240,7 @@ mod tests {
                     "at": "2026-11-01T10:01:00Z", "event_id": "42", "attempt": 7, "next_retry_seconds": 12.25 } }],
             "not_ready": ["sink `partner` has settled nothing for 61 s: 503 Service Unavailable"]
         });
-        insta::assert_snapshot!(anstream::adapter::strip_str(&render(&status)).to_string(), @r"");
+        insta::assert_snapshot!("status", anstream::adapter::strip_str(&render(&status)).to_string());
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod expand;
 mod explain;
 mod layers;
 mod load;
+mod loading;
 mod model;
 mod path;
 mod redact;
@@ -17,6 +18,7 @@ mod secrets;
 mod sinks;
 mod snippet;
 mod source_map;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod typed;

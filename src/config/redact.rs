@@ -1,6 +1,6 @@
 //! What must not be printed: which keys hold secrets, and how a text is shown without its passwords.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use super::path::KeyPath;
 
@@ -46,34 +46,44 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
 /// The keys that are declared to hold secrets, beside those whose names tell.
 #[derive(Debug, Default)]
 pub(crate) struct Sensitivity {
-    declared: Vec<Vec<String>>,
+    /// Patterns by their first two keys.
+    declared: HashMap<[String; 2], Vec<Vec<String>>>,
 }
 
 impl Sensitivity {
-    /// Declares a path; a step of `*` is any one key.
+    /// Declares a path of two keys at least; a step of `*`, behind those two, is any one key.
     pub fn declare(&mut self, pattern: Vec<String>) {
-        self.declared.push(pattern);
+        if let [first, second, ..] = pattern.as_slice() {
+            self.declared.entry([first.clone(), second.clone()]).or_default().push(pattern);
+        }
+    }
+
+    /// The declared patterns that the path of these keys follows to their end.
+    fn followed<'a>(&'a self, keys: &'a [&str]) -> impl Iterator<Item = &'a Vec<String>> {
+        let group = match keys {
+            [first, second, ..] => self.declared.get(&[(*first).to_owned(), (*second).to_owned()]),
+            _ => None,
+        };
+        let follows = move |pattern: &&Vec<String>| {
+            keys.len() >= pattern.len() && pattern.iter().zip(keys).all(|(want, have)| want == "*" || want == have)
+        };
+        group.into_iter().flatten().filter(follows)
     }
 
     /// Whether exactly this path was declared.
     pub fn declares(&self, path: &KeyPath) -> bool {
         let keys: Vec<&str> = path.keys().collect();
-        self.declared.iter().any(|pattern| {
-            keys.len() == pattern.len() && pattern.iter().zip(&keys).all(|(want, have)| want == "*" || want == have)
-        })
+        self.followed(&keys).any(|pattern| pattern.len() == keys.len())
     }
 
     /// Whether what stands at this path must not be shown.
     pub fn covers(&self, path: &KeyPath) -> bool {
         let keys: Vec<&str> = path.keys().collect();
-        let declared = self.declared.iter().any(|pattern| {
-            keys.len() >= pattern.len() && pattern.iter().zip(&keys).all(|(want, have)| want == "*" || want == have)
-        });
         let headers = || {
             let at = keys.iter().position(|key| key.eq_ignore_ascii_case("headers"));
             keys.first() == Some(&"sinks") && at.is_some_and(|at| at >= 2 && at + 1 < keys.len())
         };
-        declared || keys.iter().any(|key| is_secret_name(key)) || headers()
+        self.followed(&keys).next().is_some() || keys.iter().any(|key| is_secret_name(key)) || headers()
     }
 }
 
@@ -122,6 +132,12 @@ fn ranges_of_plain(text: &str) -> Vec<Range<usize>> {
                 None if shows_user => {}
                 None => ranges.push(start..start + at),
             }
+        }
+        // A query may hold a token under any name. That of a connection to PostgreSQL holds settings, and those that
+        // are secret are found by their names.
+        let query = text[start..end].find('?').map(|mark| start + mark + 1);
+        if let Some(query) = query.filter(|_| !scheme.starts_with("postgres")) {
+            ranges.push(query..end);
         }
         from = end.max(start);
     }
@@ -226,7 +242,10 @@ impl Hidden {
     /// The message about `path` without what must not be shown.
     pub fn scrub(&self, path: &KeyPath, message: &str) -> String {
         let local = self.local.iter().filter(|(at, _)| at.touches(path)).map(|(_, value)| (value, true));
-        let mut values: Vec<(&String, bool)> = self.secrets.iter().map(|value| (value, false)).chain(local).collect();
+        let escaped =
+            |value: &String| value.contains(|c: char| !c.is_ascii_graphic() || matches!(c, '"' | '\'' | '\\'));
+        let elsewhere = self.secrets.iter().filter(|value| escaped(value) || message.contains(value.as_str()));
+        let mut values: Vec<(&String, bool)> = elsewhere.map(|value| (value, false)).chain(local).collect();
         values.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
         let mut text = redact(message);
         for (_, value) in self.whole.iter().filter(|(at, _)| at.touches(path)) {
@@ -301,7 +320,7 @@ mod tests {
                 "postgres://w:[hidden]@h/d?password=[hidden]&sslmode=require",
             ),
             ("https://tok@h/x", "https://[hidden]@h/x"),
-            ("https://h/x?access_token=abc&a=1", "https://h/x?access_token=[hidden]&a=1"),
+            ("https://h/x?access_token=abc&a=1", "https://h/x?[hidden]"),
             ("host=h password=abc user=u", "host=h password=[hidden] user=u"),
             ("host=h password = 'a b\\' c' user=u", "host=h password = [hidden] user=u"),
             ("password=", "password="),

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    load::Loading,
+    loading::Loading,
     path::{KeyPath, Step},
     redact::{is_reference, secret_ranges},
     source_map::{Layer, Point},

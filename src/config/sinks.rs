@@ -7,7 +7,7 @@ use walgate_sink::{ErasedFactory, ParsedConfig, read_config};
 
 use super::{
     checks, explain,
-    load::Loading,
+    loading::Loading,
     model::{DELIVERY_KEYS, Delivery},
     path::KeyPath,
     secrets,
@@ -99,7 +99,14 @@ pub(crate) fn load(sinks: Option<Value>, catalog: &dyn KindCatalog, loading: &mu
             return Vec::new();
         }
     };
-    sinks.into_iter().filter_map(|(name, value)| load_one(&path.key(&name), name, value, catalog, loading)).collect()
+    let mut loaded = Vec::with_capacity(sinks.len());
+    for (name, value) in sinks {
+        if loading.is_full() {
+            break;
+        }
+        loaded.extend(load_one(&path.key(&name), name, value, catalog, loading));
+    }
+    loaded
 }
 
 fn load_one(
@@ -138,8 +145,7 @@ fn load_one(
         factory.parse(value.clone()).map_err(|issue| (KeyPath::from(issue.path.as_slice()), issue.message))
     });
     let sound = reading.faults.is_empty();
-    loading.report(&kind_path, reading.faults);
-    let settings = reading.result.filter(|_| sound)?;
+    let settings = loading.take(&kind_path, reading).filter(|_| sound)?;
     for issue in factory.validate(&settings) {
         let issue_path = KeyPath::from(issue.path.as_slice());
         loading.report(&kind_path, vec![Fault { path: issue_path, kind: FaultKind::BadValue(issue.message) }]);
@@ -211,8 +217,8 @@ fn load_delivery(path: &KeyPath, value: Option<Value>, loading: &mut Loading) ->
         read_config::<Delivery>(value).map_err(|issue| (issue.path.as_slice().into(), issue.message))
     });
     let faulty: Vec<KeyPath> = reading.faults.iter().map(|fault| fault.path.clone()).collect();
-    loading.report(path, reading.faults);
-    let faults = reading.result.iter().flat_map(checks::delivery);
+    let delivery = loading.take(path, reading);
+    let faults = delivery.iter().flat_map(checks::delivery);
     for (key, message) in faults.collect::<Vec<_>>() {
         let below = KeyPath::from(key);
         let same_group = |faulty: &KeyPath| faulty.touches(&below) || faulty.parent() == below.parent();
@@ -221,7 +227,7 @@ fn load_delivery(path: &KeyPath, value: Option<Value>, loading: &mut Loading) ->
             loading.error(&here, Point::Value, message);
         }
     }
-    reading.result
+    delivery
 }
 
 /// A text that stands for a mapping: from a variable or a flag.

@@ -160,7 +160,9 @@ impl Intake {
             Change::Truncate { relations, .. } => {
                 if relations.iter().any(|relation| self.reader.is_outbox(*relation)) {
                     self.metrics.ignored_row("truncate");
-                    tracing::info!("the outbox was truncated: events that were inserted before are delivered all the same");
+                    tracing::info!(
+                        "the outbox was truncated: events that were inserted before are delivered all the same"
+                    );
                 }
                 Ok(Wait::No)
             }

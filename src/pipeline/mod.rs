@@ -15,12 +15,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use walgate_sink::Lsn;
 
+use self::connection::{Ended, SessionGuard};
 pub use self::{
     intake::{Intake, IntakeError},
     lanes::{Ending, LanePlan, Lanes, NamedLane},
     status::{GatewayStatus, Identity, SinkStatus, SourceState, StatusBoard},
 };
-use self::connection::{Ended, SessionGuard};
 use crate::{
     checkpoint::Checkpoint,
     config::Limits,
@@ -146,7 +146,8 @@ impl Gateway {
                 why: error.to_string(),
             })?;
             let flush = self.checkpoint.subscribe();
-            let stream = ReplicationStream::connect(&self.settings, self.options.clone(), flush).await.map_err(after_error)?;
+            let stream =
+                ReplicationStream::connect(&self.settings, self.options.clone(), flush).await.map_err(after_error)?;
             Ok((connection, stream))
         };
         let connected = tokio::select! {
@@ -243,7 +244,9 @@ impl Gateway {
 fn after_error(error: SourceError) -> Next {
     let why = error.to_string();
     match error.retry() {
-        Retry::Soon if matches!(error, SourceError::SlotActive { .. }) => Next::Reconnect { pause: Pause::Standby, why },
+        Retry::Soon if matches!(error, SourceError::SlotActive { .. }) => {
+            Next::Reconnect { pause: Pause::Standby, why }
+        }
         Retry::Soon => Next::Reconnect { pause: Pause::Short, why },
         Retry::Slowly => Next::Reconnect { pause: Pause::Slow, why },
         Retry::Never => Next::Fail(error.into()),
@@ -251,11 +254,7 @@ fn after_error(error: SourceError) -> Next {
 }
 
 /// Refuses to go on over another history: what it holds below the positions that were received would be skipped.
-fn same_history(
-    first: Option<&ServerIdentity>,
-    now: &ServerIdentity,
-    received: Lsn,
-) -> Result<(), GatewayError> {
+fn same_history(first: Option<&ServerIdentity>, now: &ServerIdentity, received: Lsn) -> Result<(), GatewayError> {
     let Some(before) = first else { return Ok(()) };
     if before.system_id != now.system_id {
         return Err(GatewayError::OtherHistory(format!(
@@ -292,4 +291,3 @@ pub struct Summary {
     /// Whether the server was told the last flush LSN, as far as can be known.
     pub confirmed: bool,
 }
-

@@ -212,10 +212,7 @@ impl StatusBoard {
         let server = self.slot_report();
         let written = server.as_ref().and_then(|report| report.current_wal_lsn).unwrap_or(checkpoint.received_lsn);
         let end = written.max(checkpoint.received_lsn);
-        let sinks: Vec<SinkStatus> = lock(&self.shared.lanes)
-            .iter()
-            .map(|lane| sink_status(lane, end))
-            .collect();
+        let sinks: Vec<SinkStatus> = lock(&self.shared.lanes).iter().map(|lane| sink_status(lane, end)).collect();
         let not_ready = self.not_ready(&source, &sinks);
         GatewayStatus {
             identity: self.shared.identity.clone(),
@@ -243,11 +240,18 @@ impl StatusBoard {
             };
             reasons.push(format!("{state}{detail}"));
         }
-        for sink in sinks.iter().filter(|sink| sink.lane.stalled_seconds > self.shared.stuck_after.as_secs_f64()) {
+        let stuck_after = self.shared.stuck_after.as_secs_f64();
+        for sink in sinks.iter().filter(|sink| sink.lane.stalled_seconds > stuck_after) {
             let error = sink.lane.last_error.as_ref().map_or("no error is known", |error| &error.message);
             reasons.push(format!(
                 "sink `{}` has settled nothing for {:.0} s: {error}",
                 sink.name, sink.lane.stalled_seconds
+            ));
+        }
+        for sink in sinks.iter().filter(|sink| sink.lane.halted > 0 && sink.lag_seconds > stuck_after) {
+            reasons.push(format!(
+                "sink `{}` holds {} rejected events (`on_reject: halt`), and the checkpoint with them: see its last error",
+                sink.name, sink.lane.halted
             ));
         }
         reasons

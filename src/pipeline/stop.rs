@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::{Gateway, SourceState, Summary};
-use crate::{lane::LaneState, source::{ReplicationStream, Shutdown}};
+use crate::{
+    lane::LaneState,
+    source::{ReplicationStream, Shutdown},
+};
 
 /// Kept back of the shutdown's time for the last status and for closing the sinks.
 const LAST_WORDS: Duration = Duration::from_secs(2);

@@ -4,7 +4,7 @@ use std::{fmt, io, time::Duration};
 
 use postgres_protocol::message::backend::ErrorFields;
 
-use super::tls::TlsError;
+use super::{conninfo::Transport, tls::TlsError};
 
 /// What an error message from the server may be long: it can quote a whole statement.
 const TEXT_LIMIT: usize = 2000;
@@ -155,7 +155,7 @@ pub enum ConnectError {
     },
     /// The password would have travelled readable.
     #[error(
-        "PostgreSQL at {endpoint} asks for the password in clear text without TLS, which is refused: use scram-sha-256 in pg_hba.conf, or sslmode=verify-full"
+        "PostgreSQL at {endpoint} asks for the password in clear text over a connection on which others could read it (without TLS, or without a verified certificate), which is refused: use scram-sha-256 in pg_hba.conf, or sslmode=verify-full"
     )]
     CleartextRefused {
         /// Where it was tried.
@@ -240,6 +240,13 @@ impl ConnectError {
             // pg_hba.conf has no line for this transport.
             ConnectError::Refused { error, .. } => error.is("28000"),
             _ => false,
+        }
+    }
+
+    /// Says that TLS is given up, where the `sslmode` allows that: somebody may have made it fail.
+    pub(crate) fn warn_of_other_transport(&self, used: Transport) {
+        if used == Transport::TlsIfOffered {
+            tracing::warn!(error = %self, "tls failed: connecting without it, as the sslmode allows");
         }
     }
 

@@ -122,7 +122,8 @@ impl Read for &Socket {
 
 impl Write for &Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_all(bytes).map(|()| bytes.len())
+        // By its path: `self.write_all` would be the trait's, which calls this.
+        Socket::write_all(self, bytes).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

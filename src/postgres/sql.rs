@@ -51,6 +51,9 @@ pub async fn connect_sql(settings: &ConnectSettings) -> Result<(Client, SqlConne
                     Ok(connected) => return Ok(connected),
                     Err(error) => {
                         let other = error.warrants_other_transport();
+                        if other {
+                            error.warn_of_other_transport(*transport);
+                        }
                         last = Some(error);
                         if !other {
                             break;
@@ -173,8 +176,8 @@ fn watched_tls(
         Host::Unix(_) => "localhost",
     };
     let mut make = MakeRustlsConnect::new(Arc::unwrap_or_clone(certificates));
-    let inner = MakeTlsConnect::<Watched<Wire>>::make_tls_connect(&mut make, name)
-        .unwrap_or_else(|never| match never {});
+    let inner =
+        MakeTlsConnect::<Watched<Wire>>::make_tls_connect(&mut make, name).unwrap_or_else(|never| match never {});
     WatchedTls { inner, verified: settings.tls.verifies(), seen: seen.clone(), broken: Arc::clone(broken) }
 }
 

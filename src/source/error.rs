@@ -99,10 +99,12 @@ pub enum SourceError {
         error: ServerError,
     },
     /// A name that cannot be sent.
-    #[error("the name of the {what} is empty, longer than 63 bytes, or has a null character in it")]
+    #[error("the name of the {what} cannot be: it has 1 to 63 bytes, of {expected}")]
     Name {
         /// Slot or publication.
         what: &'static str,
+        /// What it may consist of.
+        expected: &'static str,
     },
     /// The server ended the stream with an error.
     #[error("PostgreSQL ended the stream: {error}: {}", advice(error))]

@@ -46,11 +46,7 @@ pub(super) struct Started {
 
 /// Connects, logs in and starts the stream: endpoints, addresses and transports in libpq's order. Blocks.
 pub(super) fn start(settings: &ConnectSettings, options: &StreamOptions) -> Result<Started, SourceError> {
-    for (what, name) in [("slot", &options.slot), ("publication", &options.publication)] {
-        if name.is_empty() || name.len() > 63 || name.contains('\0') {
-            return Err(SourceError::Name { what });
-        }
-    }
+    check_names(options)?;
     let mut dialogue = connect(settings)?;
     let identity = dialogue.identify()?;
     dialogue.ask("its settings", SESSION)?;
@@ -58,6 +54,20 @@ pub(super) fn start(settings: &ConnectSettings, options: &StreamOptions) -> Resu
     dialogue.server.wal_sender_timeout = timeout.as_deref().and_then(parse_time).filter(|time| !time.is_zero());
     dialogue.start_replication(options, &settings.user)?;
     Ok(Started { reader: dialogue.reader, first: dialogue.inbox, identity, server: dialogue.server })
+}
+
+/// PostgreSQL's own rules: those of a slot's name are narrow.
+fn check_names(options: &StreamOptions) -> Result<(), SourceError> {
+    let fits = |name: &str| !name.is_empty() && name.len() <= 63;
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if !fits(&options.slot) || !options.slot.bytes().all(plain) {
+        let expected = "lower-case letters, digits and underscores";
+        return Err(SourceError::Name { what: "replication slot", expected });
+    }
+    if !fits(&options.publication) || options.publication.contains('\0') {
+        return Err(SourceError::Name { what: "publication", expected: "anything but null characters" });
+    }
+    Ok(())
 }
 
 fn connect(settings: &ConnectSettings) -> Result<Dialogue, ConnectError> {
@@ -76,6 +86,9 @@ fn connect(settings: &ConnectSettings) -> Result<Dialogue, ConnectError> {
                     Ok(dialogue) => return Ok(dialogue),
                     Err(error) => {
                         let other = error.warrants_other_transport();
+                        if other {
+                            error.warn_of_other_transport(*transport);
+                        }
                         last = Some(error);
                         if !other {
                             break;

@@ -4,6 +4,7 @@ mod error;
 mod feedback;
 mod framer;
 mod handshake;
+mod nap;
 pub mod outbox;
 pub mod pgoutput;
 mod reader;

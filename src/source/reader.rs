@@ -21,6 +21,7 @@ use super::{
     error::SourceError,
     feedback::Progress,
     framer::{FrameError, Framer, Segment},
+    nap::Nap,
     wire::Chunk,
 };
 use crate::postgres::{LinkReader, ServerError};
@@ -49,51 +50,6 @@ impl Wish {
 
     fn is_abort(&self) -> bool {
         self.0.load(Ordering::Acquire) == Self::ABORT
-    }
-}
-
-/// When to sleep before the next read. No clock.
-#[derive(Debug)]
-pub(super) struct Nap {
-    length: Duration,
-    window: Instant,
-    messages: usize,
-    bytes: usize,
-    busy: bool,
-}
-
-impl Nap {
-    /// Over so long the rate is judged.
-    const WINDOW: Duration = Duration::from_millis(1);
-    /// Messages in a millisecond from which the stream is busy, and down to which it stays so. An application that
-    /// commits 4000 times a second makes 12, and there the nap would only cost latency.
-    const BUSY: f64 = 30.0;
-    const CALM: f64 = 15.0;
-    /// The same in bytes, for large rows.
-    const BUSY_BYTES: f64 = 65_536.0;
-    const CALM_BYTES: f64 = 32_768.0;
-
-    pub(super) fn new(length: Duration, now: Instant) -> Self {
-        Nap { length, window: now, messages: 0, bytes: 0, busy: false }
-    }
-
-    /// Counts one read.
-    pub(super) fn count(&mut self, now: Instant, messages: usize, bytes: usize) {
-        self.messages += messages;
-        self.bytes += bytes;
-        let elapsed = now.saturating_duration_since(self.window);
-        if elapsed < Self::WINDOW {
-            return;
-        }
-        let per_ms = |count: usize| count as f64 / (elapsed.as_secs_f64() * 1000.0);
-        let (messages, bytes) = if self.busy { (Self::CALM, Self::CALM_BYTES) } else { (Self::BUSY, Self::BUSY_BYTES) };
-        self.busy = per_ms(self.messages) >= messages || per_ms(self.bytes) >= bytes;
-        (self.window, self.messages, self.bytes) = (now, 0, 0);
-    }
-
-    /// How long to sleep now: nothing where the last read ended long enough ago, as when the chunk had to wait.
-    pub(super) fn rest(&self, now: Instant, last_read: Instant) -> Duration {
-        if self.busy { self.length.saturating_sub(now.saturating_duration_since(last_read)) } else { Duration::ZERO }
     }
 }
 
@@ -238,32 +194,5 @@ impl Reader {
             }
             _ => Ok(false),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn the_reader_naps_only_while_the_stream_is_busy() {
-        let start = Instant::now();
-        let mut nap = Nap::new(MS, start);
-        nap.count(start + 2 * MS, 24, 9000);
-        assert_eq!(nap.rest(start + 2 * MS, start + 2 * MS), Duration::ZERO, "4000 commits a second");
-        nap.count(start + 3 * MS, 50, 9000);
-        assert_eq!(nap.rest(start + 3 * MS, start + 3 * MS), MS);
-        assert_eq!(nap.rest(start + 3 * MS + MS / 4, start + 3 * MS), MS * 3 / 4, "since the last read");
-        assert_eq!(nap.rest(start + 9 * MS, start + 3 * MS), Duration::ZERO, "the chunk had to wait");
-        nap.count(start + 4 * MS, 25, 9000);
-        assert_eq!(nap.rest(start + 4 * MS, start + 4 * MS), MS, "still busy");
-        nap.count(start + 5 * MS, 10, 9000);
-        assert_eq!(nap.rest(start + 5 * MS, start + 5 * MS), Duration::ZERO);
-        nap.count(start + 6 * MS, 8, 80_000);
-        assert_eq!(nap.rest(start + 6 * MS, start + 6 * MS), MS, "large rows");
-        nap.count(start + 1000 * MS, 200, 80_000);
-        assert_eq!(nap.rest(start + 1000 * MS, start + 1000 * MS), Duration::ZERO, "a burst after a pause");
     }
 }

@@ -13,7 +13,8 @@ use super::{
     feedback::{self, Feedback, Progress},
     framer::{Framer, LiveBlocks},
     handshake::{self, Started},
-    reader::{End, Nap, Reader, Wish},
+    nap::Nap,
+    reader::{End, Reader, Wish},
     wire::Chunk,
 };
 use crate::postgres::{ConnectSettings, Link};
@@ -23,10 +24,6 @@ const WAITING: usize = 4;
 /// A write of a few bytes that waits so long has nobody to go to.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The longest nap on a Unix-domain socket. It holds about 200 of the walsender's messages and then stops it, however
-/// short they are: a millisecond's nap would halve the rate.
-const UNIX_NAP: Duration = Duration::from_micros(250);
-
 /// What to stream, and how.
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
@@ -34,7 +31,7 @@ pub struct StreamOptions {
     pub slot: String,
     /// The publication.
     pub publication: String,
-    /// Sleep before a read while the stream is busy; zero for none. On a Unix-domain socket 250 µs at the most.
+    /// The longest sleep before a read while the stream is busy; zero for none.
     pub nap: Duration,
     /// The longest message that is taken, in bytes.
     pub max_frame: usize,
@@ -157,7 +154,6 @@ impl ReplicationStream {
         let tick = server.wal_sender_timeout.map(|timeout| (timeout / 8).clamp(MIN_TICK, MAX_TICK));
         link.set_timeouts(tick, Some(WRITE_TIMEOUT))
             .map_err(|error| SourceError::Lost { reason: error.to_string() })?;
-        let nap = if link.is_unix() { options.nap.min(UNIX_NAP) } else { options.nap };
         let (progress, wish) = (Arc::new(Progress::default()), Arc::new(Wish::default()));
         let live = Arc::new(LiveBlocks::default());
         let (sender, chunks) = mpsc::channel(WAITING);
@@ -168,7 +164,7 @@ impl ReplicationStream {
             link: reader,
             framer: Framer::new(options.max_frame, Arc::clone(&live), &first),
             max_frame: options.max_frame,
-            nap: Nap::new(nap, Instant::now()),
+            nap: Nap::new(options.nap, Instant::now()),
             silence: server.wal_sender_timeout,
             progress: Arc::clone(&progress),
             wish,

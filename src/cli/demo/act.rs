@@ -17,6 +17,9 @@ use super::{
 };
 use crate::cli::fetch;
 
+/// The databases of the two acts.
+pub const DATABASES: [&str; 2] = ["walgate_demo_before", "walgate_demo"];
+
 const EMAILS: &str = "confirmation_emails";
 const INVENTORY: &str = "inventory_changes";
 
@@ -92,7 +95,7 @@ impl<'a> Stage<'a> {
             .prefix("walgate-demo-")
             .tempdir()
             .map_err(|error| format!("cannot make a temporary folder: {error}"))?;
-        let name = if act == Act::DualWrite { "walgate_demo_before" } else { "walgate_demo" };
+        let name = DATABASES[usize::from(act == Act::Outbox)];
         let database = server.create(name).await?;
         database.run(walgate_example_orders::SCHEMA).await?;
         let mut consumers = Vec::new();

@@ -73,8 +73,11 @@ impl Server {
     /// Drops a database with its slots, where it exists.
     pub async fn remove(&self, name: &str) -> Result<(), Failure> {
         let client = connect(&self.config).await?;
-        let slots = format!("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{name}'");
-        let end = format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '{name}' AND active");
+        let slots =
+            format!("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{name}'");
+        let end = format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '{name}' AND active"
+        );
         sql(&client, &end).await?;
         let mut left = 50;
         while let Err(error) = sql(&client, &slots).await {
@@ -149,8 +152,14 @@ mod tests {
 
     #[test]
     fn a_url_gets_another_database() {
-        assert_eq!(with_database("postgres://u:p@h:5/postgres?sslmode=disable", "x"), "postgres://u:p@h:5/x?sslmode=disable");
+        assert_eq!(
+            with_database("postgres://u:p@h:5/postgres?sslmode=disable", "x"),
+            "postgres://u:p@h:5/x?sslmode=disable"
+        );
         assert_eq!(with_database("postgres://h", "x"), "postgres://h/x");
-        assert_eq!(with_database("postgres://postgres@/postgres?host=%2Ftmp", "x"), "postgres://postgres@/x?host=%2Ftmp");
+        assert_eq!(
+            with_database("postgres://postgres@/postgres?host=%2Ftmp", "x"),
+            "postgres://postgres@/x?host=%2Ftmp"
+        );
     }
 }

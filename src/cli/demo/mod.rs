@@ -32,7 +32,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "URL")]
     postgres_url: Option<String>,
     /// Orders in each act.
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
     orders: u32,
     /// Leaves everything running at the end, with hints on what to try, until Ctrl-C.
     #[arg(long)]
@@ -67,6 +67,13 @@ pub async fn run(args: DemoArgs) -> ExitStatus {
         // Dropping the story ends its children and removes its folder.
         () = interrupted() => {
             show.clear();
+            if let Some(Ok(server)) = args.postgres_url.as_deref().map(Server::given) {
+                for database in act::DATABASES {
+                    if let Err(failure) = server.remove(database).await {
+                        complain(&format!("cannot remove database {database}: {failure}"));
+                    }
+                }
+            }
             show.line("stopped; nothing is left behind");
             ExitStatus::Runtime
         }
@@ -108,7 +115,9 @@ async fn tell(args: &DemoArgs, show: &Show) -> Result<ExitStatus, Failure> {
     ));
 
     show.title("Act two: order and event in one transaction; walgate delivers from the write-ahead log");
-    show.line("  The same load, the same hiccups, the service killed as before; and walgate killed in mid-stream, too.");
+    show.line(
+        "  The same load, the same hiccups, the service killed as before; and walgate killed in mid-stream, too.",
+    );
     let (after, stage) = act::play(Act::Outbox, &server, args.orders, show).await?;
     show.line("");
     show.table(&before, &after);
@@ -130,7 +139,7 @@ fn verdict(before: &Outcome, after: &Outcome, show: &Show) -> ExitStatus {
     }
     let lost = match before.vanished() {
         0 => "The dual write was lucky this time; run it again".to_owned(),
-        n => format!("{n} orders' messages had vanished without a trace"),
+        n => format!("Publishing by itself, the service lost {n} messages without a trace"),
     };
     show.line(&format!(
         "{lost}. Through the outbox: {}, with walgate killed {} times; {} repeats came and were suppressed by event id.",

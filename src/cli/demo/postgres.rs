@@ -38,7 +38,8 @@ impl Cluster {
         fs::create_dir(&data).map_err(|error| format!("cannot make {}: {error}", data.display()))?;
         if let Some((uid, gid)) = user {
             for path in [folder.path(), &data] {
-                unix_fs::chown(path, Some(uid), Some(gid)).map_err(|error| format!("cannot give PostgreSQL its folder: {error}"))?;
+                unix_fs::chown(path, Some(uid), Some(gid))
+                    .map_err(|error| format!("cannot give PostgreSQL its folder: {error}"))?;
             }
         }
         let command = |program: &str| {
@@ -65,7 +66,16 @@ impl Cluster {
             .arg(&data)
             .arg("-k")
             .arg(folder.path())
-            .args(["-c", "listen_addresses=", "-c", "wal_level=logical", "-c", "fsync=off", "-c", "full_page_writes=off"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "wal_level=logical",
+                "-c",
+                "fsync=off",
+                "-c",
+                "full_page_writes=off",
+            ])
             .args(["-c", "max_connections=50", "-c", "shared_buffers=32MB"])
             .stdout(output)
             .stderr(errors)
@@ -148,7 +158,7 @@ fn unprivileged_user() -> Result<(u32, u32), Failure> {
         let mut fields = line.split(':').skip(2);
         Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
     };
-    ids("postgres")
-        .or_else(|| ids("nobody"))
-        .ok_or_else(|| "PostgreSQL does not run as root, and there is no user postgres or nobody to run it as".to_owned())
+    ids("postgres").or_else(|| ids("nobody")).ok_or_else(|| {
+        "PostgreSQL does not run as root, and there is no user postgres or nobody to run it as".to_owned()
+    })
 }

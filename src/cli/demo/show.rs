@@ -94,11 +94,11 @@ impl Show {
             ("order service killed", times(before.service_kills), times(after.service_kills)),
             ("walgate killed", "-".to_owned(), times(after.gateway_kills)),
         ];
-        self.line(&format!("  {BOLD}{:<26}{:>16}{:>16}{BOLD:#}", "", "dual write", "outbox + walgate"));
+        self.line(&format!("  {BOLD}{:<26}{:>14}{:>20}{BOLD:#}", "", "dual write", "outbox + walgate"));
         for (name, before_value, after_value) in rows {
             let vanished = name == "messages that vanished";
-            let cell = |value: String, zero: bool| {
-                let padded = format!("{value:>16}");
+            let cell = |value: String, zero: bool, width: usize| {
+                let padded = format!("{value:>width$}");
                 match (vanished, zero) {
                     (true, true) => self.good(&padded),
                     (true, false) => self.bad(&padded),
@@ -107,8 +107,8 @@ impl Show {
             };
             self.line(&format!(
                 "  {name:<26}{}{}",
-                cell(before_value, before.vanished() == 0),
-                cell(after_value, after.vanished() == 0)
+                cell(before_value, before.vanished() == 0, 14),
+                cell(after_value, after.vanished() == 0, 20)
             ));
         }
         self.line("");

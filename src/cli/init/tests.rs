@@ -1,7 +1,10 @@
 use clap::Parser;
 
 use super::*;
-use crate::config::Config;
+use crate::{
+    config::{FileSource, Sources, load},
+    registry::Registry,
+};
 
 #[derive(Parser)]
 struct Command {
@@ -23,10 +26,11 @@ async fn it_prints_the_sql_and_a_configuration_that_loads() {
     assert_eq!(status, ExitStatus::Ok);
     insta::assert_snapshot!(text);
     let (_, yaml) = init(&["--only", "yaml", "--table", "\"My App\".events", "--publication", "null"]).await;
-    let read: Config = serde_saphyr::from_str(&yaml).unwrap();
-    assert_eq!(read.outbox.table, "\"My App\".events");
-    assert_eq!(read.source.publication, "null");
-    assert_eq!(read.sinks.0[0].kind, "stdout");
+    let file = FileSource::Text("walgate.yaml".to_owned(), yaml);
+    let read = load(Sources { file, ..Sources::default() }, &Registry::built_in()).unwrap();
+    assert_eq!(read.config.outbox.table, "\"My App\".events");
+    assert_eq!(read.config.source.publication, "null");
+    assert_eq!(read.sinks[0].kind, "stdout");
     let (_, sql) = init(&["--only", "sql"]).await;
     assert!(sql.contains("CREATE PUBLICATION") && !sql.contains("sinks:"));
 }

@@ -62,6 +62,7 @@ broken! {
         "admin: { listen: 9432 }\n",
         "sinks: { out: { stdout: { pretty: true } } }\n",
     );
+    c1_lists_for_mappings: "source: [postgres://h/d, x]\nroutes: [[a, out]]\nlimits: []\nsinks: { out: { stdout: [] } }\n";
     c1_not_a_mapping: "- source\n- sinks\n";
     c1_empty_file: "";
     c1_second_document: "sinks: { out: { stdout: {} } }\n---\nsinks: {}\n";
