@@ -117,8 +117,7 @@ fn c5_an_event_without_a_route_halts_where_the_configuration_says_so() {
     rig.assert_not_passed(&halted);
 
     // A route for it lets everything go on.
-    walgate.kill9();
-    rig.receiver.wait_until_deserted();
+    rig.kill(&mut walgate);
     let mut walgate = rig.run();
     rig.wait_confirmed(&mut walgate, &behind);
     rig.assert_all();

@@ -124,6 +124,7 @@ fn p1_twenty_kills_with_deliveries_under_way_lose_nothing_of_100_000_events() {
             // Nothing of the dead one is still on its way: else it would seem to overtake.
             main.wait_until_deserted();
             audit.wait_until_deserted();
+            witness.note_kill(database.confirmed_when_released());
             main.release_all();
             eventually(DEADLINE, "no answer is owed to the dead one", || main.in_flight() == 0);
             walgate = Walgate::run_file(&setup, &file);

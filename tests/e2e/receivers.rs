@@ -89,8 +89,7 @@ fn w2_a_rejected_event_holds_its_key_and_no_other() {
     assert!(line.contains("422") || walgate.stderr().contains("422"), "{line}");
 
     // Nothing is lost: it is still the slot's.
-    walgate.kill9();
-    rig.receiver.wait_until_deserted();
+    rig.kill(&mut walgate);
     let mut walgate = rig.run();
     rig.wait_confirmed(&mut walgate, &other);
     rig.assert_all();
@@ -131,8 +130,7 @@ fn w3_a_redirect_is_a_failure_and_is_never_followed() {
     assert_eq!(canary.accepted(), 0, "the redirect was followed");
     ids.iter().for_each(|id| rig.assert_not_passed(id));
 
-    walgate.kill9();
-    rig.receiver.wait_until_deserted();
+    rig.kill(&mut walgate);
     rig.receiver.accept_all();
     let mut walgate = rig.run();
     rig.wait_settled(&mut walgate, 5);

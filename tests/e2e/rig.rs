@@ -54,6 +54,14 @@ impl Rig {
         Walgate::run(&self.setup())
     }
 
+    /// SIGKILL; returns when nothing that the dead one has sent is still on its way.
+    #[track_caller]
+    pub fn kill(&self, walgate: &mut Walgate) {
+        walgate.kill9();
+        self.receiver.wait_until_deserted();
+        self.witness.note_kill(self.database.confirmed_when_released());
+    }
+
     /// Inserts an event with a payload of its own; its id.
     #[track_caller]
     pub fn insert(&self, key: &str) -> String {

@@ -46,8 +46,7 @@ fn a_killed_walgate_sends_again_what_was_not_acknowledged_and_goes_on() {
     let held: Vec<String> = ["a", "b", "a"].iter().map(|key| rig.insert(key)).collect();
     // The third waits behind the first of its key.
     walgate.eventually("two deliveries are under way", || rig.receiver.in_flight() == 2);
-    walgate.kill9();
-    rig.receiver.wait_until_deserted();
+    rig.kill(&mut walgate);
     rig.receiver.release_all();
     let meanwhile = rig.insert("b");
 

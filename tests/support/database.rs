@@ -142,6 +142,13 @@ impl Database {
         self.value(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active")) == "1"
     }
 
+    /// Waits until nobody streams from the slot; what it has confirmed then.
+    #[track_caller]
+    pub fn confirmed_when_released(&self) -> Lsn {
+        super::wait::eventually(super::wait::DEADLINE, "the dead client's walsender is gone", || !self.is_streaming());
+        self.confirmed_flush()
+    }
+
     /// `source:` of the configuration, on this port (the server's own, or a proxy's).
     pub fn source(&self, port: u16) -> String {
         let Database { name, slot, publication, .. } = self;

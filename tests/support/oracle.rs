@@ -188,13 +188,17 @@ pub fn judge_wire(log: &Log, confirmed_before: Lsn, settled: impl Fn(&str) -> Op
     let mut legal: HashMap<Lsn, Tick> = HashMap::from([(Lsn(0), 0), (confirmed_before, 0)]);
     let seen = log.commits.iter().map(|commit| (commit.end, commit.tick));
     let seen = seen.chain(log.keepalives.iter().map(|keepalive| (keepalive.wal_end, keepalive.tick)));
-    for (lsn, tick) in seen {
+    for (lsn, tick) in seen.chain(log.restarts.iter().map(|(tick, confirmed)| (*confirmed, *tick))) {
         legal.entry(lsn).and_modify(|first| *first = (*first).min(tick)).or_insert(tick);
     }
 
     let mut highest = Lsn(0);
+    let mut restarts = log.restarts.iter().peekable();
     for status in &log.statuses {
         let (flush, tick) = (status.flush, status.tick);
+        while let Some((_, confirmed)) = restarts.next_if(|(restart, _)| *restart < tick) {
+            highest = *confirmed;
+        }
         if flush == Lsn(0) {
             // "Nothing to say yet": the server ignores it.
             continue;

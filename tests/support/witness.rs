@@ -84,6 +84,8 @@ pub struct Log {
     pub starts: Vec<Notice>,
     pub errors: Vec<Notice>,
     pub copy_done: Vec<Notice>,
+    /// When walgate was killed, and what the slot had confirmed then: a status may die with the one who sent it.
+    pub restarts: Vec<(Tick, Lsn)>,
     first_row: HashMap<Box<str>, usize>,
     ends: HashMap<Lsn, Lsn>,
 }
@@ -170,6 +172,12 @@ impl PgWitness {
         wait::eventually_some(wait::DEADLINE, &format!("the commit of event {id} is sent"), || {
             self.log().commit_end(id)
         })
+    }
+
+    /// walgate was killed and nothing of it is left on the link; `confirmed` is what the slot has. The next one
+    /// begins there, though the dead one may have sent more than PostgreSQL has read.
+    pub fn note_kill(&self, confirmed: Lsn) {
+        self.log().restarts.push((clock::tick(), confirmed));
     }
 
     /// The number of the newest replication connection.
