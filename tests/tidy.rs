@@ -1,5 +1,7 @@
 //! The rules of the house that a compiler does not enforce: which module may import which, and what no file may hold.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+
 use std::{
     collections::BTreeMap,
     fs,

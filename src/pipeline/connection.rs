@@ -50,9 +50,9 @@ impl Storm {
     }
 }
 
-/// Reads the stream until it ends. Reasons to stop are looked at before more is read:
-/// 1. the gateway stops, 2. the SQL connection was lost, 3. the next chunk.
-/// While a full window keeps the stream from being read, 1 and 2 still count, and the status goes on by itself.
+/// Reads the stream until it ends. Whether the gateway stops, and then whether the SQL connection was lost, is looked at
+/// before the next chunk is taken, and counts too while a full window keeps the stream from being read; the status goes
+/// on by itself.
 pub async fn run(
     stream: &mut ReplicationStream,
     intake: &mut Intake,
