@@ -112,7 +112,7 @@ pub trait ErasedFactory: Send + Sync {
     /// Deserializes one configuration.
     ///
     /// # Errors
-    /// The first fault that serde finds, with its path. Its message is serde's own.
+    /// The first fault that serde finds, with its path. Its message is serde's own, without the value.
     fn parse(&self, config: serde_json::Value) -> Result<ParsedConfig, ConfigIssue>;
     /// See [`SinkFactory::validate`].
     fn validate(&self, config: &ParsedConfig) -> Vec<ConfigIssue>;
@@ -148,7 +148,11 @@ impl<F: SinkFactory> ErasedFactory for Erased<F> {
     fn parse(&self, config: serde_json::Value) -> Result<ParsedConfig, ConfigIssue> {
         // `stdout:` with nothing behind it is a configuration without keys.
         let config = if config.is_null() { serde_json::Value::Object(serde_json::Map::new()) } else { config };
-        crate::read_config::<F::Config>(&config).map(|config| ParsedConfig(Box::new(config)))
+        let read = crate::read_config::<F::Config>(&config).map_err(|issue| {
+            let message = without_value(&issue.message);
+            ConfigIssue { message, ..issue }
+        });
+        read.map(|config| ParsedConfig(Box::new(config)))
     }
 
     fn validate(&self, config: &ParsedConfig) -> Vec<ConfigIssue> {
@@ -168,4 +172,18 @@ impl<F: SinkFactory> ErasedFactory for Erased<F> {
             Ok(Arc::new(sink) as Arc<dyn DynSink>)
         })
     }
+}
+
+/// serde's message about a value of a wrong type, without the value: it may be a secret under the wrong key.
+fn without_value(message: &str) -> String {
+    const FOUND: [&str; 9] =
+        ["string", "integer", "floating point", "boolean", "null", "sequence", "map", "unit", "character"];
+    for start in ["invalid type: ", "invalid value: "] {
+        let wrong = message.strip_prefix(start).and_then(|wrong| wrong.rsplit_once(", expected "));
+        if let Some((found, expected)) = wrong {
+            let kind = FOUND.iter().find(|kind| found.starts_with(**kind)).unwrap_or(&"something else");
+            return format!("{start}{kind}, expected {expected}");
+        }
+    }
+    message.to_owned()
 }
