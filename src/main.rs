@@ -1,3 +1,5 @@
 //! The walgate binary.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    walgate::app::App::new().run()
+}

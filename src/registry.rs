@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use walgate_sink::{ErasedFactory, SinkFactory, erase};
 
+use crate::config::KindCatalog;
+
 /// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
 pub const OPTIONAL_KINDS: &[(&str, &str)] = &[("webhook", "webhook")];
 
@@ -17,7 +19,11 @@ impl Registry {
     /// Every sink that is compiled in.
     #[must_use]
     pub fn built_in() -> Self {
-        let registry = Registry::default();
+        let registry = Registry::default()
+            .with::<walgate_sink_stdout::StdoutFactory>()
+            .with::<walgate_sink_discard::DiscardFactory>();
+        #[cfg(feature = "webhook")]
+        let registry = registry.with::<walgate_sink_webhook::WebhookFactory>();
         registry
     }
 
@@ -37,5 +43,37 @@ impl Registry {
     /// The kinds that are compiled in, in alphabetical order.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
         self.factories.keys().copied()
+    }
+}
+
+impl KindCatalog for Registry {
+    fn factory(&self, kind: &str) -> Option<&Arc<dyn ErasedFactory>> {
+        self.get(kind)
+    }
+
+    fn kinds(&self) -> Vec<&str> {
+        Registry::kinds(self).collect()
+    }
+
+    fn feature_of(&self, kind: &str) -> Option<&str> {
+        OPTIONAL_KINDS.iter().find(|(name, _)| *name == kind).map(|(_, feature)| *feature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_built_in_or_named_with_its_feature() {
+        let registry = Registry::built_in();
+        for kind in ["stdout", "discard"] {
+            assert_eq!(registry.get(kind).map(|factory| factory.kind()), Some(kind));
+        }
+        for (kind, feature) in OPTIONAL_KINDS {
+            assert_eq!(registry.get(kind).is_some(), cfg!(feature = "webhook"), "{kind} comes with feature {feature}");
+        }
+        assert!(registry.kinds().is_sorted());
+        assert!(registry.get("kafak").is_none());
     }
 }

@@ -1,5 +1,36 @@
 //! Configuration: one YAML file, environment and flags, typed; every error with file, line and column, all at once.
+//!
+//! [`load`] reads the layers (flags over environment over file over defaults), expands `${VAR}`, reads `*_file`
+//! secrets, and hands each sink's part to its factory. What cannot be known here (whether a route's sink exists) is
+//! added by the caller with [`ConfigErrors::push_at`].
 
+mod checks;
+mod errors;
+mod expand;
+mod explain;
+mod layers;
+mod load;
+mod loading;
 mod model;
+mod path;
+mod redact;
+mod secrets;
+mod sinks;
+mod snippet;
+mod source_map;
+mod stages;
+#[cfg(test)]
+mod tests;
+mod typed;
+mod yaml;
 
+pub use checks::{Listen, listen_address};
+pub use errors::{ConfigErrors, Warning};
+pub use load::{FileSource, Flag, Loaded, Sources, load};
 pub use model::*;
+pub use path::{KeyPath, Step};
+pub use redact::{HIDDEN, redact};
+pub use sinks::{KindCatalog, Sink};
+pub(crate) use snippet::printable;
+#[cfg(test)]
+pub(crate) use tests::test_catalog;

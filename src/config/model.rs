@@ -2,45 +2,68 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
-/// The whole file, but for what stands under a sink's kind: its factory parses that.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where events come from.
-    #[serde(default)]
     pub source: Source,
     /// Which table holds the events, and how its columns are read.
-    #[serde(default)]
     pub outbox: Outbox,
-    /// Sinks by name, in the order of the file. Loaded by `config::load`, not by serde alone.
-    pub sinks: Sinks,
+    /// A key that is allowed here; its content is read elsewhere.
+    #[serde(skip_serializing)]
+    sinks: IgnoredAny,
     /// Which events go where; every route that matches applies.
-    #[serde(default)]
     pub routes: Vec<Route>,
     /// What happens to an event that no route matches.
-    #[serde(default)]
     pub unrouted: Unrouted,
     /// Bounds on memory and on what a restart repeats.
-    #[serde(default)]
     pub limits: Limits,
     /// The HTTP interface.
-    #[serde(default)]
     pub admin: Admin,
     /// Time that a shutdown may take to drain, before it stops regardless.
-    #[serde(default = "shutdown_timeout")]
     pub shutdown_timeout: HumanDuration,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            source: Source::default(),
+            outbox: Outbox::default(),
+            sinks: IgnoredAny,
+            routes: Vec::new(),
+            unrouted: Unrouted::default(),
+            limits: Limits::default(),
+            admin: Admin::default(),
+            shutdown_timeout: HumanDuration(Duration::from_secs(10)),
+        }
+    }
+}
+
+/// The keys of the configuration's root.
+pub(crate) const ROOT_KEYS: &[&str] =
+    &["source", "outbox", "sinks", "routes", "unrouted", "limits", "admin", "shutdown_timeout"];
+
+/// The keys of a sink's `delivery`.
+pub(crate) const DELIVERY_KEYS: &[&str] = &["concurrency", "batch", "linger", "timeout", "retry", "on_reject"];
+
+/// A secret is never written out; only whether there is one.
+fn hidden<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    secret.as_ref().map(|_| super::redact::HIDDEN).serialize(serializer)
+}
+
 /// `source:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Source {
     /// A libpq connection URI or key=value string. What it leaves out comes from PGHOST and its kin.
+    #[serde(serialize_with = "hidden")]
     pub url: Option<Secret>,
     /// The password, where the URL has none; `password_file` names a file that holds it.
+    #[serde(serialize_with = "hidden")]
     pub password: Option<Secret>,
     /// The replication slot.
     pub slot: String,
@@ -63,7 +86,7 @@ impl Default for Source {
 }
 
 /// `outbox:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Outbox {
     /// The table, with or without its schema (`public` where it has none).
@@ -81,7 +104,7 @@ impl Default for Outbox {
 }
 
 /// `outbox.columns:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Columns {
     /// The event's identity; any type.
@@ -108,48 +131,8 @@ impl Default for Columns {
     }
 }
 
-/// `sinks:`, in the order of the file.
-#[derive(Clone, Debug, Default)]
-pub struct Sinks(pub Vec<Sink>);
-
-/// One sink: its name, its kind with that kind's own configuration, and what is the same for all kinds.
-#[derive(Clone, Debug)]
-pub struct Sink {
-    /// The key under `sinks:`.
-    pub name: String,
-    /// The one kind key, such as `webhook`.
-    pub kind: String,
-    /// What stands under the kind key, for the kind's factory.
-    pub settings: serde_json::Value,
-    /// `delivery:`
-    pub delivery: Delivery,
-}
-
-impl<'de> Deserialize<'de> for Sinks {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
-        let map = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
-        let mut sinks = Vec::with_capacity(map.len());
-        for (name, value) in map {
-            let serde_json::Value::Object(mut entry) = value else {
-                return Err(D::Error::custom(format!("sink `{name}` must be a mapping with one kind key")));
-            };
-            let delivery = match entry.shift_remove("delivery") {
-                Some(delivery) => serde_json::from_value(delivery).map_err(D::Error::custom)?,
-                None => Delivery::default(),
-            };
-            let mut kinds = entry.into_iter();
-            let (Some((kind, settings)), None) = (kinds.next(), kinds.next()) else {
-                return Err(D::Error::custom(format!("sink `{name}` must have exactly one kind key")));
-            };
-            sinks.push(Sink { name, kind, settings, delivery });
-        }
-        Ok(Sinks(sinks))
-    }
-}
-
 /// `delivery:` beside a sink's kind.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Delivery {
     /// Batches in flight at once; the sink's own default where it is left out.
@@ -180,7 +163,7 @@ impl Default for Delivery {
 }
 
 /// `delivery.retry:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
     /// Pause after the first failed attempt; it doubles with each further one. Jitter takes off up to half.
@@ -202,7 +185,7 @@ impl Default for Retry {
 }
 
 /// `delivery.on_reject:`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnReject {
     /// Hold the event and everything behind it of the same key, until somebody decides. The checkpoint holds too.
@@ -213,7 +196,7 @@ pub enum OnReject {
 }
 
 /// One entry of `routes:`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Patterns: exact, `*` within a segment, `**` across segments. A single one or a list.
@@ -261,8 +244,16 @@ impl<'de> Deserialize<'de> for RouteTarget {
     }
 }
 
+impl Serialize for RouteTarget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sink = std::iter::once(("sink", self.sink.as_str()));
+        serializer.collect_map(sink.chain(self.fields.iter().map(|(key, value)| (key.as_str(), value.as_str()))))
+    }
+}
+
 /// A value, or a list of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
@@ -298,7 +289,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 }
 
 /// `unrouted:`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unrouted {
     /// Count it, log it once per event type, and go on.
@@ -309,7 +300,7 @@ pub enum Unrouted {
 }
 
 /// `limits:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Unsettled events in memory, overhead included.
@@ -327,7 +318,7 @@ impl Default for Limits {
 }
 
 /// `admin:`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Address and port of the HTTP interface; `off` for none.
@@ -340,8 +331,4 @@ impl Default for Admin {
     fn default() -> Self {
         Admin { listen: "127.0.0.1:9432".into(), stuck_after: HumanDuration(Duration::from_secs(60)) }
     }
-}
-
-fn shutdown_timeout() -> HumanDuration {
-    HumanDuration(Duration::from_secs(10))
 }

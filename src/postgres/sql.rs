@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::{
     Client, SimpleQueryMessage,
     tls::{MakeTlsConnect, TlsConnect},
@@ -91,8 +91,44 @@ async fn attempt(
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+/// A socket of either kind. A type of its own rather than a trait object: with one, the compiler cannot show that the
+/// future of a connection is `Send`.
+enum Wire {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Wire::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Wire::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Wire::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Wire::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Wire::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Wire::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Wire::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Wire::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
 
 async fn login(
     settings: &ConnectSettings,
@@ -117,15 +153,7 @@ async fn login(
         (client, Box::pin(connection))
     } else {
         let certificates = tls::client_config(&settings.tls)?;
-        let name = match &endpoint.host {
-            Host::Tcp(name) => name.as_str(),
-            Host::Unix(_) => "localhost",
-        };
-        let mut make = MakeRustlsConnect::new(Arc::unwrap_or_clone(certificates));
-        let inner = MakeTlsConnect::<Watched<Box<dyn Stream>>>::make_tls_connect(&mut make, name)
-            .unwrap_or_else(|never| match never {});
-        let watched =
-            WatchedTls { inner, verified: settings.tls.verifies(), seen: seen.clone(), broken: Arc::clone(&broken) };
+        let watched = watched_tls(settings, endpoint, certificates, &seen, &broken);
         let (client, connection) = config.connect_raw(stream, watched).await.map_err(|error| {
             let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
             explain(settings, endpoint, transport, &seen, broken, &error)
@@ -136,11 +164,28 @@ async fn login(
     Ok((client, connection))
 }
 
+fn watched_tls(
+    settings: &ConnectSettings,
+    endpoint: &Endpoint,
+    certificates: Arc<rustls::ClientConfig>,
+    seen: &Seen,
+    broken: &Arc<Mutex<Option<String>>>,
+) -> WatchedTls<<MakeRustlsConnect as MakeTlsConnect<Watched<Wire>>>::TlsConnect> {
+    let name = match &endpoint.host {
+        Host::Tcp(name) => name.as_str(),
+        Host::Unix(_) => "localhost",
+    };
+    let mut make = MakeRustlsConnect::new(Arc::unwrap_or_clone(certificates));
+    let inner =
+        MakeTlsConnect::<Watched<Wire>>::make_tls_connect(&mut make, name).unwrap_or_else(|never| match never {});
+    WatchedTls { inner, verified: settings.tls.verifies(), seen: seen.clone(), broken: Arc::clone(broken) }
+}
+
 async fn dial(
     settings: &ConnectSettings,
     endpoint: &Endpoint,
     address: Option<SocketAddr>,
-) -> Result<Box<dyn Stream>, ConnectError> {
+) -> Result<Wire, ConnectError> {
     let (owned, wanted) = (settings.clone(), endpoint.clone());
     let socket =
         tokio::task::spawn_blocking(move || Socket::connect(&owned, &wanted, address, owned.connect_timeout)).await;
@@ -148,11 +193,11 @@ async fn dial(
     match socket.map_err(|error| stopped(endpoint, &error))?.map_err(unreachable)? {
         Socket::Tcp(stream) => {
             stream.set_nonblocking(true).map_err(unreachable)?;
-            Ok(Box::new(tokio::net::TcpStream::from_std(stream).map_err(unreachable)?))
+            tokio::net::TcpStream::from_std(stream).map(Wire::Tcp).map_err(unreachable)
         }
         Socket::Unix(stream) => {
             stream.set_nonblocking(true).map_err(unreachable)?;
-            Ok(Box::new(tokio::net::UnixStream::from_std(stream).map_err(unreachable)?))
+            tokio::net::UnixStream::from_std(stream).map(Wire::Unix).map_err(unreachable)
         }
     }
 }
@@ -246,40 +291,27 @@ impl<S, C> TlsConnect<S> for WatchedTls<C>
 where
     C: TlsConnect<S, Error = io::Error>,
     C::Stream: Unpin,
-    C::Future: Unpin,
+    C::Future: Send + 'static,
 {
     type Stream = Watched<C::Stream>;
     type Error = io::Error;
-    type Future = Handshake<C::Future>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Stream>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
         let (verified, seen, broken) = (self.verified, self.seen, self.broken);
-        Handshake { inner: self.inner.connect(stream), verified, seen, broken }
-    }
-}
-
-struct Handshake<F> {
-    inner: F,
-    verified: bool,
-    seen: Seen,
-    broken: Arc<Mutex<Option<String>>>,
-}
-
-impl<T, F: Future<Output = io::Result<T>> + Unpin> Future for Handshake<F> {
-    type Output = io::Result<Watched<T>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Poll::Ready(result) = Pin::new(&mut self.inner).poll(cx) else { return Poll::Pending };
-        Poll::Ready(match result {
-            Ok(stream) if self.verified => Ok(Watched::off(stream, self.seen.clone())),
-            Ok(stream) => Ok(Watched::new(stream, false, self.seen.clone())),
-            Err(error) => {
-                let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                    Some(error) => tls::explain(error),
-                    None => format!("{error}: see the server's log"),
-                };
-                *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-                Err(error)
+        let handshake = self.inner.connect(stream);
+        Box::pin(async move {
+            match handshake.await {
+                Ok(stream) if verified => Ok(Watched::off(stream, seen)),
+                Ok(stream) => Ok(Watched::new(stream, false, seen)),
+                Err(error) => {
+                    let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                        Some(error) => tls::explain(error),
+                        None => format!("{error}: see the server's log"),
+                    };
+                    *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                    Err(error)
+                }
             }
         })
     }

@@ -117,7 +117,7 @@ impl Schedule {
         let empty = flush >= data && data > self.flush;
         let gap = if asked || empty {
             LEAST_GAP
-        } else if flush > self.flush || received > self.received {
+        } else if flush > self.flush || received > self.received || wants_keepalive(flush, received, data) {
             PROGRESS_GAP
         } else {
             LONGEST_GAP
@@ -128,6 +128,13 @@ impl Schedule {
     fn sent(&mut self, now: Instant, flush: Lsn, received: Lsn) {
         (self.sent_at, self.flush, self.received) = (now, flush, received);
     }
+}
+
+/// A keepalive came while something was unsettled, and what it showed was not confirmed. The server sends the next one
+/// by itself only after half of `wal_sender_timeout`: until then the slot would hold WAL that nobody needs. So it is
+/// asked for one, once everything is settled.
+fn wants_keepalive(flush: Lsn, received: Lsn, data: Lsn) -> bool {
+    flush >= data && received > flush
 }
 
 /// Starts the thread.
@@ -198,8 +205,9 @@ impl Writer {
     fn send(&mut self) -> io::Result<()> {
         // Cleared before the state is read: who asks after this gets another status.
         self.progress.reply.store(false, Ordering::Release);
-        let reply_requested = self.progress.probe.swap(false, Ordering::AcqRel);
-        let (flush, received, _) = self.state();
+        let probe = self.progress.probe.swap(false, Ordering::AcqRel);
+        let (flush, received, data) = self.state();
+        let reply_requested = probe || wants_keepalive(flush, received, data);
         let status = Status { write: received, flush, clock: wire::clock(), reply_requested };
         self.link.write_all(&status.encode())?;
         self.schedule.sent(Instant::now(), flush, received);
@@ -230,6 +238,9 @@ mod tests {
         assert_eq!(schedule.due(Lsn(5), Lsn(9), Lsn(9), false), ms(1000), "some confirmed");
         assert_eq!(schedule.due(Lsn(9), Lsn(9), Lsn(9), false), ms(10), "all confirmed");
         assert_eq!(schedule.due(Lsn(9), Lsn(9), Lsn(0), false), ms(1000), "keepalives only");
+        assert_eq!(schedule.due(Lsn(5), Lsn(9), Lsn(5), false), ms(10), "all data confirmed, a keepalive not");
+        schedule.sent(ms(100), Lsn(5), Lsn(9));
+        assert_eq!(schedule.due(Lsn(5), Lsn(9), Lsn(5), false), ms(1100), "and the server is asked for another");
         schedule.sent(ms(100), Lsn(9), Lsn(9));
         assert_eq!(schedule.due(Lsn(9), Lsn(9), Lsn(9), false), ms(10_100), "told");
         assert_eq!(schedule.due(Lsn(12), Lsn(12), Lsn(9), false), ms(1100), "keepalives since");

@@ -5,11 +5,17 @@ mod feedback;
 mod framer;
 mod handshake;
 mod nap;
+pub mod outbox;
+pub mod pgoutput;
 mod reader;
+pub mod relation;
 mod stream;
 mod wire;
 
 pub use error::{Retry, SourceError};
 pub use feedback::Feedback;
+pub use outbox::{Inserted, MappingError, OutboxReader, Row, Unusable};
+pub use pgoutput::{Change, DecodeError};
+pub use relation::{Relation, TableName};
 pub use stream::{Identity, ReplicationStream, ServerParameters, Shutdown, StreamCloser, StreamOptions};
 pub use wire::{Chunk, Frame, Frames, Status, WireError, decode};

@@ -1,11 +1,11 @@
 //! The event as it was committed.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::Position;
+use crate::{Position, Timestamp};
 
 /// One committed row of the outbox. Cheap to clone: its text and its payload are shared slices.
 ///
@@ -117,24 +117,5 @@ impl FromIterator<(ByteString, ByteString)> for Headers {
     fn from_iter<I: IntoIterator<Item = (ByteString, ByteString)>>(headers: I) -> Self {
         let headers: Vec<_> = headers.into_iter().collect();
         Headers((!headers.is_empty()).then(|| headers.into()))
-    }
-}
-
-/// A point in time: microseconds since 1970-01-01 00:00 UTC, PostgreSQL's resolution.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub i64);
-
-impl Timestamp {
-    /// The present time by this machine's clock.
-    #[must_use]
-    pub fn now() -> Self {
-        let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
-    }
-
-    /// Time from this point to now; zero where the point lies in the future (clocks of two machines differ).
-    #[must_use]
-    pub fn age(self) -> Duration {
-        Duration::from_micros(u64::try_from(Timestamp::now().0.saturating_sub(self.0)).unwrap_or(0))
     }
 }

@@ -146,9 +146,9 @@ impl<F: SinkFactory> ErasedFactory for Erased<F> {
     }
 
     fn parse(&self, config: serde_json::Value) -> Result<ParsedConfig, ConfigIssue> {
-        serde_path_to_error::deserialize::<_, F::Config>(config)
-            .map(|config| ParsedConfig(Box::new(config)))
-            .map_err(|error| ConfigIssue { path: path_of(error.path()), message: error.inner().to_string() })
+        // `stdout:` with nothing behind it is a configuration without keys.
+        let config = if config.is_null() { serde_json::Value::Object(serde_json::Map::new()) } else { config };
+        crate::read_config::<F::Config>(&config).map(|config| ParsedConfig(Box::new(config)))
     }
 
     fn validate(&self, config: &ParsedConfig) -> Vec<ConfigIssue> {
@@ -168,16 +168,4 @@ impl<F: SinkFactory> ErasedFactory for Erased<F> {
             Ok(Arc::new(sink) as Arc<dyn DynSink>)
         })
     }
-}
-
-fn path_of(path: &serde_path_to_error::Path) -> Vec<PathSegment> {
-    use serde_path_to_error::Segment;
-    path.iter()
-        .filter_map(|segment| match segment {
-            Segment::Seq { index } => Some(PathSegment::Index(*index)),
-            Segment::Map { key } => Some(PathSegment::Key(key.clone())),
-            Segment::Enum { variant } => Some(PathSegment::Key(variant.clone())),
-            Segment::Unknown => None,
-        })
-        .collect()
 }

@@ -8,17 +8,21 @@ mod lsn;
 mod report;
 mod secret;
 mod sink;
+mod strict;
 mod target;
+mod timestamp;
 mod units;
 
 pub use batch::{Batch, Delivery};
-pub use event::{Event, Headers, PayloadFormat, Timestamp};
+pub use event::{Event, Headers, PayloadFormat};
 pub use factory::{ConfigIssue, ErasedFactory, ParsedConfig, PathSegment, SinkContext, SinkFactory, erase};
 pub use lsn::{Lsn, ParseLsnError, Position};
 pub use report::{DeliveryReport, Failure, FailureKind, Outcome, RejectReason, Rejection};
 pub use secret::Secret;
 pub use sink::{BoxFuture, Capabilities, DynSink, Sink, SinkError, SinkErrorKind};
+pub use strict::read_config;
 pub use target::{Escape, Target, TargetField};
+pub use timestamp::Timestamp;
 pub use units::{ByteSize, HumanDuration};
 
 pub use bytes::Bytes;

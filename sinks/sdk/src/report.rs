@@ -131,6 +131,13 @@ impl Failure {
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Failure { kind, message: message.into(), retry_after: None }
     }
+
+    /// Sets [`Failure::retry_after`].
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
 }
 
 impl Rejection {
@@ -166,6 +173,13 @@ impl DeliveryReport {
     /// Delivery `index` was not accepted this time.
     pub fn failed(&self, index: usize, failure: Failure) {
         self.mark(index, Outcome::Failed(failure));
+    }
+
+    /// The sink has every delivery that is still unknown, durably.
+    pub fn acknowledge_rest(&self) {
+        for outcome in self.lock().iter_mut().filter(|outcome| **outcome == Outcome::Unknown) {
+            *outcome = Outcome::Acknowledged { duplicate: false };
+        }
     }
 
     /// Every delivery that is still unknown failed, for this one cause.

@@ -1,1 +1,10 @@
-//! walgate sink: stdout
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod config;
+mod line;
+mod sink;
+mod writer;
+
+pub use config::StdoutConfig;
+pub use sink::{StdoutFactory, StdoutSink};

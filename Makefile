@@ -1,0 +1,38 @@
+# walgate: everything a newcomer types. `make demo` and `make test` do all the set-up themselves.
+
+CARGO ?= cargo
+.DEFAULT_GOAL := help
+
+.PHONY: help setup build demo test lint planted bench clean-cache
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+setup: ## install what the demo and the tests need and this machine lacks
+	@tests/setup.sh
+
+build: setup ## build the release binary: target/release/walgate
+	$(CARGO) build --release --locked
+
+demo: build ## the vanished order, and how it becomes impossible (a PostgreSQL of its own, under a minute)
+	@target/release/walgate demo
+
+test: setup ## every test, against real servers
+	$(CARGO) test --workspace --locked
+
+lint: ## format, clippy with warnings denied, each feature on its own, licences
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features webhook --lib --bins -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
+	 else echo "cargo-deny is not installed: licences and duplicate crates were not checked (cargo install cargo-deny)"; fi
+
+planted: setup ## plant known bugs one by one: each must be caught by its named test
+	@tests/planted/run.sh
+
+bench: setup ## drain a backlog into the discard sink beside pg_recvlogical (ROWS=1000000)
+	@benches/drain.sh
+
+clean-cache: ## remove downloaded servers (.cache)
+	rm -rf .cache

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Drains one backlog again and again, in turn, from slots made before it was written:
+#   (b) pg_recvlogical, pgoutput version 1, to /dev/null     (c) walgate to the discard sink
+# and prints events per second, the ratio of each pair, walgate's CPU seconds per million events and its peak memory.
+# Quote the ratios: absolute figures are this machine's.
+#
+#   make bench                  1,000,000 rows of ~300 B, transactions of 10 rows, 3 rounds
+#   ROWS=200000 PER_TX=1 ROUNDS=5 benches/drain.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ROWS=${ROWS:-1000000} PER_TX=${PER_TX:-10} ROUNDS=${ROUNDS:-3}
+WALGATE=${WALGATE:-target/release/walgate}
+
+die() { echo "drain: $*" >&2; exit 3; }
+[ -x "$WALGATE" ] || die "no release binary: run \`make build\`"
+BIN=${WALGATE_TEST_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | head -n 1)}
+for program in postgres initdb psql pg_recvlogical; do
+  [ -x "$BIN/$program" ] || die "$program is missing in '$BIN': apt-get install postgresql, or name its folder in WALGATE_TEST_PG_BIN"
+done
+
+DIR=$(mktemp -d) PG=
+cleanup() { [ -z "$PG" ] || { kill -INT "$PG" 2>/dev/null; wait "$PG" 2>/dev/null; } || true; rm -rf "$DIR"; }
+trap cleanup EXIT
+chmod 711 "$DIR"; mkdir "$DIR/data" "$DIR/sock"
+AS=()
+if [ "$(id -u)" = 0 ]; then chown postgres "$DIR/data" "$DIR/sock"; AS=(setpriv --reuid postgres --regid "$(id -g postgres)" --init-groups); fi
+PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+"${AS[@]}" "$BIN/initdb" -D "$DIR/data" -U postgres -A trust --no-sync -E UTF8 --locale=C > "$DIR/initdb.log"
+"${AS[@]}" "$BIN/postgres" -D "$DIR/data" -p "$PORT" -c listen_addresses=127.0.0.1 -c unix_socket_directories="$DIR/sock" \
+  -c wal_level=logical -c max_wal_senders=20 -c max_replication_slots=20 -c fsync=off -c full_page_writes=off -c max_wal_size=8GB \
+  -c autovacuum=off > "$DIR/postgres.log" 2>&1 &
+PG=$!
+sql() { "$BIN/psql" -X -q -At -h "$DIR/sock" -p "$PORT" -U postgres -v ON_ERROR_STOP=1 "$@"; }
+until sql -c 'SELECT 1' >/dev/null 2>&1; do kill -0 "$PG" || die "PostgreSQL did not start: $(tail -n 3 "$DIR/postgres.log")"; sleep 0.1; done
+
+sql -c "CREATE TABLE outbox_events (id UUID PRIMARY KEY DEFAULT gen_random_uuid(), event_type TEXT NOT NULL, payload JSONB NOT NULL,
+          created_at TIMESTAMPTZ DEFAULT now(), published BOOLEAN DEFAULT false);
+        CREATE PUBLICATION walgate_outbox FOR TABLE outbox_events WITH (publish = 'insert')"
+for round in $(seq "$ROUNDS"); do
+  for who in recv walgate; do sql -c "SELECT pg_create_logical_replication_slot('${who}_$round', 'pgoutput')" >/dev/null; done
+done
+echo "writing $ROWS rows in transactions of $PER_TX" >&2
+sql <<SQL
+CREATE PROCEDURE fill(n int, per int) LANGUAGE plpgsql AS \$\$ BEGIN
+  FOR i IN 1 .. n / per LOOP
+    INSERT INTO outbox_events (event_type, payload)
+      SELECT 'order.created', jsonb_build_object('order_id', i * per + j, 'customer', 'customer-' || j, 'note', repeat('x', 220))
+      FROM generate_series(1, per) j;
+    COMMIT;
+  END LOOP; END \$\$;
+SET synchronous_commit = off;
+CALL fill($ROWS, $PER_TX);
+SQL
+# The end of the last commit: both are done when they have confirmed, or written, exactly that.
+END=$(sql -c 'SELECT pg_current_wal_insert_lsn()')
+sql -c CHECKPOINT
+
+now() { date +%s.%N; }
+: > "$DIR/result"
+for round in $(seq "$ROUNDS"); do
+  for turn in 1 2; do
+    # Who goes first alternates.
+    if [ $(( (round + turn) % 2 )) = 0 ]; then
+      start=$(now)
+      "$BIN/pg_recvlogical" -h 127.0.0.1 -p "$PORT" -U postgres -d postgres -S "recv_$round" --start -o proto_version=1 \
+        -o publication_names=walgate_outbox --endpos="$END" -f /dev/null 2>"$DIR/recv.log"
+      echo "recv $round $(echo "$(now) - $start" | bc)" >> "$DIR/result"
+    else
+      printf 'source: { url: "postgres://postgres@127.0.0.1:%s/postgres", slot: walgate_%s }\nsinks: { all: { discard: {} } }\nroutes: [{ event_type: "**", to: all }]\nadmin: { listen: "off" }\n' "$PORT" "$round" > "$DIR/walgate.yaml"
+      start=$(now)
+      "$WALGATE" run --config "$DIR/walgate.yaml" 2>"$DIR/walgate.log" & W=$!
+      until [ "$(sql -c "SELECT confirmed_flush_lsn >= '$END' FROM pg_replication_slots WHERE slot_name = 'walgate_$round'")" = t ]; do
+        kill -0 $W || die "walgate ended: $(tail -n 3 "$DIR/walgate.log")"; sleep 0.05
+      done
+      took=$(echo "$(now) - $start" | bc)
+      rss=$(awk '/VmHWM/ { print $2 }' "/proc/$W/status")
+      cpu=$(awk -v hz="$(getconf CLK_TCK)" '{ print ($14 + $15) / hz }' "/proc/$W/stat")
+      kill -TERM $W; wait $W || die "walgate ended with an error: $(tail -n 3 "$DIR/walgate.log")"
+      echo "walgate $round $took $cpu $rss" >> "$DIR/result"
+    fi
+  done
+done
+python3 - "$DIR/result" "$ROWS" "$PER_TX" <<'PY'
+import statistics, sys
+rows, per = int(sys.argv[2]), sys.argv[3]
+recv, walgate = {}, {}
+for line in open(sys.argv[1]):
+    who, round_, *figures = line.split()
+    (recv if who == "recv" else walgate)[round_] = [float(figure) for figure in figures]
+ratios = [recv[r][0] / walgate[r][0] for r in walgate]
+span = lambda values, form: f"{form % statistics.median(values)}  ({form % min(values)} to {form % max(values)})"
+print(f"{rows} rows in transactions of {per}, {len(ratios)} rounds: median (min to max)")
+print("  pg_recvlogical, events/s          ", span([rows / v[0] for v in recv.values()], "%.0f"))
+print("  walgate to discard, events/s      ", span([rows / v[0] for v in walgate.values()], "%.0f"))
+print("  ratio walgate / pg_recvlogical    ", span(ratios, "%.2f"))
+print("  walgate, CPU s per 1M events      ", span([v[1] * 1e6 / rows for v in walgate.values()], "%.2f"))
+print("  walgate, peak RSS in MiB          ", span([v[2] / 1024 for v in walgate.values()], "%.1f"))
+PY

@@ -1,0 +1,322 @@
+//! `walgate run`: delivers events until it is stopped.
+
+use std::{sync::Arc, time::Duration};
+
+use clap::Args;
+use tokio::sync::watch;
+use walgate_sink::{Lsn, SinkContext};
+
+use super::{
+    ConfigArgs, complain,
+    setup::{self, Routing},
+    signals,
+};
+use crate::{
+    admin,
+    checkpoint::Checkpoint,
+    config::{Listen, Loaded, listen_address},
+    control::{self, Finding, Link, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
+    error::ExitStatus,
+    lane::{DeliveryOutcome, LaneSettings, Observer, SinkSource},
+    metrics::{Metrics, SinkMetrics},
+    pipeline::{Gateway, Identity, Intake, LanePlan, Lanes, SourceState, StatusBoard, Summary},
+    postgres::ConnectSettings,
+    registry::Registry,
+    source::StreamOptions,
+};
+
+/// Arguments of `walgate run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Creates publication and slot first, if neither exists. Never drops, re-creates or advances a slot.
+    #[arg(long)]
+    create: bool,
+}
+
+/// Pause between two looks at a server that cannot be reached, or whose slot is in use.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs the gateway.
+pub async fn run(args: RunArgs, registry: &Registry) -> ExitStatus {
+    match start(args, registry).await {
+        Ok(status) | Err(status) => status,
+    }
+}
+
+async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitStatus> {
+    let loaded = setup::load(&args.config, registry)?;
+    let settings = setup::settings(&loaded).map_err(|errors| setup::refuse(&errors))?;
+    let mut routing = setup::routing(&loaded).map_err(|errors| setup::refuse(&errors))?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    for warning in routing.router.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let stop = watch::Sender::new(false);
+    signals::stop_on_signals(stop.clone());
+
+    let metrics = Metrics::new();
+    let board = board(&loaded, &settings, &routing, &metrics);
+    serve_admin(&loaded, &board).await?;
+    let sinks: Vec<String> = loaded.sinks.iter().map(|sink| format!("{} ({})", sink.name, sink.kind)).collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        server = %settings,
+        slot = loaded.config.source.slot,
+        publication = loaded.config.source.publication,
+        table = %routing.reader.table(),
+        sinks = sinks.join(", "),
+        admin = loaded.config.admin.listen,
+        "starting"
+    );
+
+    let mut stopped = stop.subscribe();
+    let found = tokio::select! {
+        _ = stopped.wait_for(|stop| *stop) => return Ok(ExitStatus::Ok),
+        found = look_until_ready(&settings, &loaded, &routing, &board, args.create) => found?,
+    };
+    for finding in &found.warnings {
+        tracing::warn!(code = ?finding.code, "{finding}");
+    }
+    let slot = loaded.config.source.slot.clone();
+    let confirmed = found.facts.slots.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or(Lsn::ZERO);
+    let session = open_session(&slot, &settings);
+    // WAL from before `publish_via_partition_root` was set carries the partitions' own names.
+    for partition in found.facts.table.iter().flat_map(|table| &table.partitions) {
+        routing.reader.include(*partition);
+    }
+    let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed);
+    match gateway.run(stop).await {
+        Ok(summary) => {
+            say_goodbye(&slot, &summary);
+            Ok(ExitStatus::Ok)
+        }
+        Err(error) => {
+            complain(&error.to_string());
+            Err(ExitStatus::Runtime)
+        }
+    }
+}
+
+fn board(loaded: &Loaded, settings: &ConnectSettings, routing: &Routing, metrics: &Metrics) -> StatusBoard {
+    let config = &loaded.config;
+    let identity = Identity {
+        version: env!("CARGO_PKG_VERSION"),
+        slot: config.source.slot.clone(),
+        publication: config.source.publication.clone(),
+        table: routing.reader.table().to_string(),
+        server: settings.to_string(),
+    };
+    StatusBoard::new(identity, config.limits.inflight.0, config.admin.stuck_after.0, metrics.clone())
+}
+
+async fn serve_admin(loaded: &Loaded, board: &StatusBoard) -> Result<(), ExitStatus> {
+    // The address was checked when the configuration was loaded.
+    let Ok(Listen::At(host, port)) = listen_address(&loaded.config.admin.listen) else { return Ok(()) };
+    let listener = admin::bind(&host, port).await.map_err(|message| {
+        complain(&message);
+        ExitStatus::Environment
+    })?;
+    let board = board.clone();
+    tokio::spawn(async move {
+        if let Err(error) = admin::serve(listener, board).await {
+            tracing::error!(%error, "the admin interface has ended");
+        }
+    });
+    Ok(())
+}
+
+fn open_session(slot: &str, settings: &ConnectSettings) -> Session {
+    let settings = settings.clone();
+    Session::spawn(SessionOptions::new(slot), move || {
+        let settings = settings.clone();
+        async move { setup::connect(&settings).await }
+    })
+}
+
+/// Looks at the server until nothing stands in the way, or until it is plain that somebody has to mend something.
+async fn look_until_ready(
+    settings: &ConnectSettings,
+    loaded: &Loaded,
+    routing: &Routing,
+    board: &StatusBoard,
+    create: bool,
+) -> Result<Preflight, ExitStatus> {
+    let wanted = setup::wanted(loaded, routing, settings);
+    let mut said = String::new();
+    let mut create = create;
+    loop {
+        let (state, why) = match setup::connect(settings).await {
+            Ok(Link { client, driver }) => {
+                let driver = tokio::spawn(driver);
+                let looked = look(&client, &wanted, &mut create).await;
+                driver.abort();
+                match looked? {
+                    Ok(found) => return Ok(found),
+                    Err(waits) => waits,
+                }
+            }
+            Err(error) if error.needs_somebody() => {
+                complain(&cannot_connect(&error));
+                return Err(ExitStatus::Environment);
+            }
+            Err(error) => (SourceState::Starting, cannot_connect(&error)),
+        };
+        board.source(state, Some(why.clone()));
+        if why != said {
+            tracing::warn!(reason = why, "not started yet; trying again every second");
+            said = why;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// One look, on a connection of its own. `Ok(Err(..))`: it may pass by itself.
+async fn look(
+    client: &tokio_postgres::Client,
+    wanted: &Wanted,
+    create: &mut bool,
+) -> Result<Result<Preflight, (SourceState, String)>, ExitStatus> {
+    if *create {
+        create_slot(client, wanted).await?;
+        *create = false;
+    }
+    match control::preflight(client, wanted).await {
+        Ok(found) => Ok(Ok(found)),
+        Err(findings) if control::only_waits(&findings) => Ok(Err((SourceState::Standby, sentences(&findings)))),
+        Err(findings) if client.is_closed() => Ok(Err((SourceState::Starting, sentences(&findings)))),
+        Err(findings) => {
+            for finding in findings.iter().filter(|finding| finding.severity == Severity::Error) {
+                complain(&finding.to_string());
+            }
+            Err(ExitStatus::Environment)
+        }
+    }
+}
+
+fn cannot_connect(error: &LinkError) -> String {
+    format!("cannot connect to PostgreSQL: {error}")
+}
+
+fn sentences(findings: &[Finding]) -> String {
+    let blocking: Vec<String> = findings.iter().filter(|f| f.blocks()).map(ToString::to_string).collect();
+    blocking.join("; ")
+}
+
+async fn create_slot(client: &tokio_postgres::Client, wanted: &Wanted) -> Result<(), ExitStatus> {
+    match control::create_if_absent(client, wanted).await {
+        Ok(created) => {
+            tracing::info!("{created}");
+            Ok(())
+        }
+        Err(finding) => {
+            complain(&finding.to_string());
+            Err(ExitStatus::Environment)
+        }
+    }
+}
+
+fn assemble(
+    loaded: Loaded,
+    settings: ConnectSettings,
+    routing: Routing,
+    session: Session,
+    board: StatusBoard,
+    metrics: &Metrics,
+    confirmed: Lsn,
+) -> Gateway {
+    let Loaded { config, sinks, .. } = loaded;
+    let Routing { router, reader } = routing;
+    let labels: Vec<Arc<str>> = config.routes.iter().map(|route| route.event_type.0.join(",").into()).collect();
+    let checkpoint = Checkpoint::new(confirmed);
+    let plans = sinks
+        .into_iter()
+        .map(|sink| LanePlan {
+            observer: Arc::new(Meter(metrics.sink(&sink.name, &labels), metrics.clone())),
+            kind: sink.kind,
+            source: SinkSource::factory(
+                sink.factory,
+                Arc::new(sink.settings),
+                SinkContext::new(sink.name.as_str(), sink.delivery.timeout.0),
+            ),
+            settings: LaneSettings::from(&sink.delivery),
+            name: sink.name,
+        })
+        .collect();
+    let lanes = Lanes::start(plans, &checkpoint);
+    let intake = Intake::new(
+        checkpoint.clone(),
+        reader,
+        router,
+        lanes.handles(),
+        config.unrouted,
+        config.limits.clone(),
+        metrics.clone(),
+    );
+    let options = StreamOptions {
+        slot: config.source.slot.clone(),
+        publication: config.source.publication.clone(),
+        nap: config.source.nap.0,
+        max_frame: usize::try_from(config.limits.event.0).unwrap_or(usize::MAX),
+    };
+    Gateway {
+        settings,
+        options,
+        intake,
+        checkpoint,
+        lanes,
+        session,
+        limits: config.limits.clone(),
+        board,
+        shutdown_timeout: config.shutdown_timeout.0,
+    }
+}
+
+fn say_goodbye(slot: &str, summary: &Summary) {
+    if summary.unsettled > 0 {
+        tracing::warn!(
+            unsettled = summary.unsettled,
+            "some events were read and not acknowledged: they are delivered at the next start"
+        );
+    }
+    tracing::info!(
+        slot,
+        lsn = %summary.flush_lsn,
+        confirmed = summary.confirmed,
+        "stopped. The slot goes on keeping WAL until walgate runs again; to retire it: walgate init --remove"
+    );
+}
+
+/// A lane's observer over the process's metrics.
+struct Meter(SinkMetrics, Metrics);
+
+impl Observer for Meter {
+    fn delivered(&self, route: u16, outcome: DeliveryOutcome, count: u64) {
+        self.0.delivered(route, outcome.as_str(), count);
+        match outcome {
+            DeliveryOutcome::Duplicate => self.0.duplicates(count),
+            // A halted event is held, not discarded.
+            DeliveryOutcome::Skipped => (0..count).for_each(|_| self.1.discarded("rejected")),
+            DeliveryOutcome::Acknowledged | DeliveryOutcome::Halted => {}
+        }
+    }
+
+    fn retries(&self, count: u64) {
+        self.0.retries(count);
+    }
+
+    fn delivery_seconds(&self, took: Duration) {
+        self.0.attempt(took);
+    }
+
+    fn commit_to_ack(&self, took: Duration) {
+        self.0.commit_to_ack(took);
+    }
+
+    fn sink_up(&self, up: bool) {
+        self.0.up(up);
+    }
+}

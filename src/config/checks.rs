@@ -1,0 +1,186 @@
+//! What types cannot say: bounds and grammars of single values, and how values go together.
+
+use std::net::SocketAddr;
+
+use super::{
+    model::{Config, Delivery},
+    path::KeyPath,
+};
+
+/// Faults of the core configuration: path and message.
+pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
+    let mut faults = Vec::new();
+    let mut fault = |path: &str, message: String| faults.push((KeyPath::from(path), message));
+
+    let source = &config.source;
+    if let Some(message) = slot_name(&source.slot) {
+        fault("source.slot", message);
+    }
+    if let Some(message) = identifier(&source.publication, "a publication") {
+        fault("source.publication", message);
+    }
+    if source.nap.0.as_millis() > 1000 {
+        fault("source.nap", "the nap is at most 1s; 1ms suits most, 0s switches it off".into());
+    }
+    let outbox = &config.outbox;
+    if outbox.table.trim().is_empty() {
+        fault("outbox.table", "the table's name is empty: write it as `schema.table`".into());
+    }
+    let columns = &outbox.columns;
+    for (key, column) in [
+        ("id", Some(&columns.id)),
+        ("event_type", Some(&columns.event_type)),
+        ("payload", Some(&columns.payload)),
+        ("key", columns.key.as_ref()),
+        ("headers", columns.headers.as_ref()),
+    ] {
+        if let Some(message) = column.and_then(|column| identifier(column, "a column")) {
+            fault(&format!("outbox.columns.{key}"), message);
+        }
+    }
+    let limits = &config.limits;
+    let bounds = [
+        ("inflight", limits.inflight, 64 << 10, 64 << 30),
+        ("event", limits.event, 1 << 10, 1 << 30),
+        ("run_ahead", limits.run_ahead, 1 << 20, 1 << 50),
+    ];
+    for (key, value, least, most) in bounds {
+        let (least, most) = (walgate_sink::ByteSize(least), walgate_sink::ByteSize(most));
+        if value < least || value > most {
+            fault(&format!("limits.{key}"), format!("must be from {least} to {most}"));
+        }
+    }
+    if let Err(message) = listen_address(&config.admin.listen) {
+        fault("admin.listen", message);
+    }
+    if config.admin.stuck_after.0.is_zero() {
+        fault("admin.stuck_after", "must be longer than 0s".into());
+    }
+    if config.shutdown_timeout.0.as_secs() > 3600 {
+        fault("shutdown_timeout", "must be at most 1h".into());
+    }
+    for (header, column) in &outbox.header_columns {
+        let path = KeyPath::from("outbox.header_columns").key(header);
+        if header.is_empty() || !header.chars().all(|c| c.is_ascii_graphic() && c != ':') {
+            faults.push((path, "a header's name is made of visible ASCII characters other than `:`".into()));
+        } else if let Some(message) = identifier(column, "a column") {
+            faults.push((path, message));
+        }
+    }
+    for (index, route) in config.routes.iter().enumerate() {
+        for (key, empty) in [("event_type", route.event_type.0.is_empty()), ("to", route.to.0.is_empty())] {
+            if empty {
+                let path = KeyPath::from("routes").index(index).key(key);
+                faults.push((path, format!("`{key}` is an empty list: give it one value at least")));
+            }
+        }
+    }
+    faults
+}
+
+/// Faults of a sink's `delivery`: key below it and message.
+pub(crate) fn delivery(delivery: &Delivery) -> Vec<(&'static str, String)> {
+    let mut faults = Vec::new();
+    let mut count = |key, value: Option<usize>, most: usize| {
+        if value.is_some_and(|value| value == 0 || value > most) {
+            faults.push((key, format!("must be from 1 to {most}")));
+        }
+    };
+    count("concurrency", delivery.concurrency, 1024);
+    count("batch", delivery.batch, 100_000);
+    let retry = &delivery.retry;
+    let too_long = |duration: &walgate_sink::HumanDuration, hours: u64| duration.0.as_secs() > hours * 3600;
+    for (key, duration, hours) in [
+        ("timeout", &delivery.timeout, 1),
+        ("retry.initial", &retry.initial, 24),
+        ("retry.max", &retry.max, 24),
+        ("retry.connection_max", &retry.connection_max, 24),
+    ] {
+        if duration.0.is_zero() || too_long(duration, hours) {
+            faults.push((key, format!("must be longer than 0s, and at most {hours}h")));
+        }
+    }
+    if delivery.linger.0.as_secs() > 60 {
+        faults.push(("linger", "must be at most 1m".into()));
+    }
+    if retry.initial > retry.max {
+        faults.push(("retry.initial", format!("is longer than `retry.max` ({})", retry.max)));
+    }
+    faults
+}
+
+/// PostgreSQL's grammar for the names of slots.
+fn slot_name(name: &str) -> Option<String> {
+    let fits = (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    (!fits).then(|| "a slot's name has 1 to 63 lower-case letters, digits and underscores".to_owned())
+}
+
+/// An SQL identifier as PostgreSQL stores it (NAMEDATALEN is 64).
+fn identifier(name: &str, what: &str) -> Option<String> {
+    let fits = (1..=63).contains(&name.len()) && !name.chars().any(char::is_control);
+    (!fits).then(|| format!("{what} has a name of 1 to 63 bytes"))
+}
+
+/// The name of a sink: it is a label of metrics and part of variables' names, so lower case only.
+pub(crate) fn sink_name(name: &str) -> Option<String> {
+    let fits = (1..=64).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-'));
+    (!fits).then(|| "a sink's name has 1 to 64 lower-case letters, digits, `_` and `-`".to_owned())
+}
+
+/// Where the HTTP interface listens, from `admin.listen`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// On a host (a name, an IPv4 address, or an IPv6 address without its brackets) and a port; port 0 is any free one.
+    At(String, u16),
+}
+
+/// Reads `admin.listen`: `host:port`, `[::1]:port` or `off`.
+///
+/// # Errors
+/// What is wrong with it and what is allowed.
+pub fn listen_address(text: &str) -> Result<Listen, String> {
+    const FORM: &str = "write `host:port`, such as 127.0.0.1:9432 or [::1]:9432, or `off`";
+    if text == "off" {
+        return Ok(Listen::Off);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Listen::At(address.ip().to_string(), address.port()));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("no port: {FORM}"))?;
+    let port = port.parse().map_err(|_| format!("the port is not a number from 0 to 65535: {FORM}"))?;
+    match host {
+        "" => Err(format!("no host: {FORM}; 0.0.0.0 for every interface")),
+        host if host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')) => {
+            Ok(Listen::At(host.to_owned(), port))
+        }
+        _ => Err(format!("not a host: {FORM}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_addresses() {
+        assert_eq!(listen_address("off"), Ok(Listen::Off));
+        assert_eq!(listen_address("127.0.0.1:0"), Ok(Listen::At("127.0.0.1".into(), 0)));
+        assert_eq!(listen_address("[::1]:9432"), Ok(Listen::At("::1".into(), 9432)));
+        assert_eq!(listen_address("localhost:9432"), Ok(Listen::At("localhost".into(), 9432)));
+        for bad in ["", "9432", ":9432", "h:x", "h:99999", "::1:5", "a b:1", "http://h:1"] {
+            assert!(listen_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert!(slot_name("walgate_1").is_none() && sink_name("a-b_1").is_none());
+        for bad in ["", "Walgate", "a b", "é", &"x".repeat(65)] {
+            assert!(slot_name(bad).is_some() && sink_name(bad).is_some(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Drives one lane: a task that sends what the lane says and tells it what came of it.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant as StdInstant},
+};
+
+use tokio::{
+    sync::watch,
+    task::{self, JoinError, JoinHandle, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
+use tower::{BoxError, ServiceExt};
+use walgate_sink::{Capabilities, DeliveryReport, DynSink, SinkError};
+
+use super::{
+    Finished, FlightId, Lane, LaneHandle, LaneSettings, Note, Observer, SinkSource,
+    handle::{Core, Shared},
+    journal::Journal,
+    policy::LONGEST_PAUSE,
+    service::{Request, SinkStack, backstop, stack},
+};
+use crate::checkpoint::Checkpoint;
+
+/// What a dropped batch gets to let go, and a sink to close, once the time to drain is over.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// What a check may take beyond the time of one attempt.
+const CHECK_GRACE: Duration = Duration::from_secs(5);
+
+/// Tells a lane to stop: the time until which batches in flight may go on. `None`: run on. If the sender goes away,
+/// the lane stops at once.
+pub type StopSignal = watch::Receiver<Option<Instant>>;
+
+/// Why a lane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneEnd {
+    /// It was told to stop.
+    Stopped,
+    /// The sink's receiver has gone for good: the gateway is to stop in order.
+    SinkClosed,
+}
+
+/// Starts the lane of one sink on the current runtime.
+///
+/// The sink is made by the lane's own task, so one that takes its time keeps no other waiting.
+pub fn spawn(
+    name: impl Into<Arc<str>>,
+    source: SinkSource,
+    settings: LaneSettings,
+    checkpoint: Checkpoint,
+    observer: Arc<dyn Observer>,
+    stop: StopSignal,
+) -> (LaneHandle, JoinHandle<LaneEnd>) {
+    let name = name.into();
+    let shared = Arc::new(Shared::new(Arc::clone(&name), Lane::new(settings.policy.clone())));
+    let runner = Runner {
+        shared: Arc::clone(&shared),
+        source,
+        settings,
+        checkpoint,
+        journal: Journal::new(name, observer),
+        sink: None,
+        tasks: JoinSet::new(),
+        running: HashMap::new(),
+        flights: 0,
+        linger_until: None,
+        end: None,
+    };
+    (LaneHandle(shared), tokio::spawn(Box::pin(runner.run(stop))))
+}
+
+struct Runner {
+    shared: Arc<Shared>,
+    source: SinkSource,
+    settings: LaneSettings,
+    checkpoint: Checkpoint,
+    journal: Journal,
+    sink: Option<Connected>,
+    /// Batches and probes, each in a task of its own: a panic in a sink ends that task and nothing else.
+    tasks: JoinSet<Output>,
+    running: HashMap<task::Id, Running>,
+    flights: usize,
+    /// A batch that is not full waits until then.
+    linger_until: Option<StdInstant>,
+    /// The lane is ending: no new batches, and those in flight have until then.
+    end: Option<(LaneEnd, Instant)>,
+}
+
+struct Connected {
+    sink: Arc<dyn DynSink>,
+    stack: SinkStack,
+    concurrency: usize,
+    batch: usize,
+    bytes: usize,
+}
+
+enum Running {
+    Flight { id: FlightId, report: DeliveryReport, started: Instant },
+    Probe,
+}
+
+enum Output {
+    Returned(Result<(), BoxError>),
+    Probed {
+        /// The sink, if it had to be made.
+        made: Option<(Arc<dyn DynSink>, Capabilities)>,
+        result: Result<(), SinkError>,
+    },
+}
+
+impl Runner {
+    async fn run(mut self, mut stop: StopSignal) -> LaneEnd {
+        let mut listening = true;
+        self.observe_stop(&mut stop);
+        if self.end.is_none() {
+            self.probe(false);
+        }
+        loop {
+            let wake = match self.end {
+                Some((_, deadline)) if self.flights == 0 || deadline <= Instant::now() => break,
+                Some((_, deadline)) => Some(deadline),
+                None => self.advance().map(Instant::from_std),
+            };
+            tokio::select! {
+                changed = stop.changed(), if listening => match changed {
+                    Ok(()) => self.observe_stop(&mut stop),
+                    Err(_) => {
+                        listening = false;
+                        self.end.get_or_insert((LaneEnd::Stopped, Instant::now()));
+                    }
+                },
+                Some(joined) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.joined(joined),
+                () = self.shared.wake.notified() => {}
+                () = sleep_or_never(wake) => {}
+            }
+        }
+        self.abandon_rest().await;
+        self.close().await;
+        self.end.map_or(LaneEnd::Stopped, |(end, _)| end)
+    }
+
+    fn observe_stop(&mut self, stop: &mut StopSignal) {
+        if let Some(deadline) = *stop.borrow_and_update() {
+            let end = self.end.map_or(LaneEnd::Stopped, |(end, _)| end);
+            self.end = Some((end, deadline));
+        }
+    }
+
+    /// Starts whatever can be started. Returns when to look again if nothing happens before.
+    fn advance(&mut self) -> Option<StdInstant> {
+        let now = Instant::now().into_std();
+        let shared = Arc::clone(&self.shared);
+        let mut core = shared.lock();
+        core.parked = None;
+        let decided = core.lane.has_invalid().then(|| core.lane.decide_invalid(now));
+        let probe = core.lane.start_probe(now);
+        let mut flights = Vec::new();
+        if let Some(sink) = &self.sink {
+            while self.flights + flights.len() < sink.concurrency {
+                if lingers(&mut self.linger_until, self.settings.linger, &core.lane, sink.batch, now) {
+                    break;
+                }
+                let Some(flight) = core.lane.take(now, sink.batch, sink.bytes) else { break };
+                self.linger_until = None;
+                flights.push(flight);
+            }
+        }
+        let wake = self.park(&mut core, flights.len(), now);
+        let in_flight = core.lane.in_flight();
+        drop(core);
+
+        if let Some(finished) = decided {
+            self.settle(finished, now);
+        }
+        if probe {
+            self.probe(true);
+        }
+        if let Some(sink) = &self.sink {
+            for flight in flights {
+                let report = DeliveryReport::new(flight.batch.len());
+                let call = sink.stack.clone().oneshot(Request { batch: flight.batch, report: report.clone() });
+                let task = self.tasks.spawn(async move { Output::Returned(call.await) });
+                self.running.insert(task.id(), Running::Flight { id: flight.id, report, started: Instant::now() });
+                self.flights += 1;
+                self.journal.observer().in_flight(in_flight);
+            }
+        }
+        wake
+    }
+
+    /// Says what the runner is to be woken for, and returns when it wakes by itself.
+    fn park(&self, core: &mut Core, started: usize, now: StdInstant) -> Option<StdInstant> {
+        let sink = self.sink.as_ref().filter(|sink| self.flights + started < sink.concurrency);
+        let (wanted, wake) = match (sink, self.linger_until) {
+            // Every place is taken: the end of a batch wakes the runner, whatever is pushed.
+            (None, _) => (usize::MAX, core.lane.next_probe()),
+            (Some(sink), Some(until)) => (sink.batch, Some(until)),
+            (Some(_), None) => (1, core.lane.next_wakeup(now)),
+        };
+        core.parked = Some(wanted);
+        wake
+    }
+
+    /// Checks the sink, or makes it where there is none yet. `check`: also look whether one that was just made works.
+    fn probe(&mut self, check: bool) {
+        let present = self.sink.as_ref().map(|connected| Arc::clone(&connected.sink));
+        let connect = self.source.connect();
+        let limit = self.settings.timeout.saturating_add(CHECK_GRACE);
+        let task = self.tasks.spawn(async move {
+            let (sink, made) = match present {
+                Some(sink) => (sink, false),
+                None => match within(limit, connect).await {
+                    Ok(sink) => (sink, true),
+                    Err(error) => return Output::Probed { made: None, result: Err(error) },
+                },
+            };
+            let result = if check { within(limit, sink.check()).await } else { Ok(()) };
+            let made = made.then(|| (Arc::clone(&sink), sink.capabilities()));
+            Output::Probed { made, result }
+        });
+        self.running.insert(task.id(), Running::Probe);
+    }
+
+    /// A task has ended, whichever way.
+    fn joined(&mut self, joined: Result<(task::Id, Output), JoinError>) {
+        let id = joined.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let Some(running) = self.running.remove(&id) else { return };
+        let now = Instant::now();
+        match (running, joined) {
+            (Running::Flight { id, report, started }, joined) => {
+                match joined {
+                    Ok((_, Output::Returned(Err(_)))) => self.journal.broken("timeout", now.into_std()),
+                    Err(error) if error.is_panic() => self.journal.broken("panic", now.into_std()),
+                    _ => {}
+                }
+                self.journal.observer().delivery_seconds(now.saturating_duration_since(started));
+                self.finish(id, &report, now.into_std());
+            }
+            (Running::Probe, Ok((_, Output::Probed { made, result }))) => {
+                if let Some((sink, capabilities)) = made {
+                    self.use_sink(sink, capabilities, result.is_ok());
+                }
+                self.probed(result, now.into_std());
+            }
+            (Running::Probe, _) => {
+                let error = SinkError::retryable("the sink failed in its check; this is a fault in the sink");
+                self.probed(Err(error), now.into_std());
+            }
+        }
+    }
+
+    fn use_sink(&mut self, sink: Arc<dyn DynSink>, capabilities: Capabilities, works: bool) {
+        let limit = capabilities.max_batch.max(1);
+        let batch = self.settings.batch.map_or(limit, |batch| batch.clamp(1, limit));
+        let concurrency = self.settings.concurrency.unwrap_or(capabilities.concurrency).max(1);
+        let stack = stack(Arc::clone(&sink), concurrency, backstop(self.settings.timeout, batch));
+        self.sink = Some(Connected { sink, stack, concurrency, batch, bytes: capabilities.max_batch_bytes });
+        if works {
+            self.journal.connected();
+        }
+    }
+
+    fn probed(&mut self, result: Result<(), SinkError>, now: StdInstant) {
+        let notes = self.shared.lock().lane.probed(result, now, &mut fastrand::f64);
+        self.journal.notes(&notes, now);
+    }
+
+    /// A batch has landed: what its report says counts.
+    fn finish(&mut self, id: FlightId, report: &DeliveryReport, now: StdInstant) {
+        let outcomes = report.take();
+        let mut core = self.shared.lock();
+        let finished = core.lane.finish(id, outcomes, now, &mut fastrand::f64);
+        let in_flight = core.lane.in_flight();
+        drop(core);
+        self.flights -= 1;
+        self.journal.observer().in_flight(in_flight);
+        self.settle(finished, now);
+    }
+
+    fn settle(&mut self, finished: Finished, now: StdInstant) {
+        self.journal.finished(&finished, now);
+        if finished.notes.iter().any(|note| matches!(note, Note::SinkClosed { .. })) && self.end.is_none() {
+            self.end = Some((LaneEnd::SinkClosed, Instant::from_std(now) + self.settings.timeout.min(LONGEST_PAUSE)));
+        }
+        if !finished.settled.is_empty() {
+            self.checkpoint.settle_all(finished.settled);
+        }
+    }
+
+    /// Drops what is still in flight. What was marked until now counts.
+    async fn abandon_rest(&mut self) {
+        self.tasks.abort_all();
+        let deadline = Instant::now() + LET_GO;
+        while let Ok(Some(joined)) = tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
+            if let Err(error) = &joined
+                && error.is_cancelled()
+            {
+                continue;
+            }
+            self.joined(joined);
+        }
+        let now = Instant::now().into_std();
+        for (_, running) in std::mem::take(&mut self.running) {
+            if let Running::Flight { id, report, .. } = running {
+                self.finish(id, &report, now);
+            }
+        }
+    }
+
+    /// Closes the sink, in a task of its own: a panic there must not hide how the lane ended.
+    async fn close(&mut self) {
+        let Some(connected) = self.sink.take() else { return };
+        let left = self.end.map_or(Duration::ZERO, |(_, deadline)| deadline.saturating_duration_since(Instant::now()));
+        let closing = tokio::spawn(async move { connected.sink.close().await });
+        if !matches!(timeout(left.max(LET_GO), closing).await, Ok(Ok(()))) {
+            tracing::warn!(sink = %self.shared.name, "the sink did not close in order");
+        }
+    }
+}
+
+/// Whether a batch that is not full is to wait for more.
+fn lingers(until: &mut Option<StdInstant>, linger: Duration, lane: &Lane, batch: usize, now: StdInstant) -> bool {
+    if linger.is_zero() || !lane.is_up() {
+        *until = None;
+        return false;
+    }
+    let available = lane.available();
+    if available == 0 || available >= batch {
+        *until = None;
+        return false;
+    }
+    let until = *until.get_or_insert(now + linger.min(LONGEST_PAUSE));
+    now < until
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, SinkError>>) -> Result<T, SinkError> {
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        let limit = humantime::format_duration(limit);
+        Err(SinkError::retryable(format!("the sink gave no answer to a check within {limit}")))
+    })
+}
+
+async fn sleep_or_never(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}

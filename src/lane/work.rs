@@ -1,0 +1,180 @@
+//! What goes into a lane and what comes out.
+
+use std::time::Duration;
+
+use bytestring::ByteString;
+use walgate_sink::{Batch, Delivery, FailureKind, Position, Rejection, Timestamp};
+
+use crate::checkpoint::Ticket;
+
+/// One delivery that the lane must settle.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// What is delivered. Its attempt number is the lane's to set.
+    pub delivery: Delivery,
+    /// Settled once when this delivery is.
+    pub ticket: Ticket,
+    /// Number of the route that asked for it: a label of metrics.
+    pub route: u16,
+    /// The router could not render a legal target: it is rejected, when its turn comes, without being sent.
+    pub invalid: Option<Rejection>,
+}
+
+/// Names one batch in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlightId(pub(super) u64);
+
+/// A batch that is to be delivered now. Whatever becomes of it, [`Lane::finish`](super::Lane::finish) is called.
+#[derive(Debug)]
+pub struct Flight {
+    /// Its name.
+    pub id: FlightId,
+    /// The deliveries, each with the number of its attempt.
+    pub batch: Batch,
+}
+
+/// What follows from outcomes.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// To be settled at the checkpoint, once for each entry.
+    pub settled: Vec<Ticket>,
+    /// What the sink has taken, for metrics.
+    pub acknowledged: Vec<Acknowledged>,
+    /// What else is worth a log line or a metric.
+    pub notes: Vec<Note>,
+}
+
+/// A delivery that the sink has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Number of its route.
+    pub route: u16,
+    /// The broker had it already.
+    pub duplicate: bool,
+    /// When its event was committed.
+    pub committed_at: Timestamp,
+}
+
+/// Which attempt a [`Note`] speaks of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The event's identity.
+    pub event_id: ByteString,
+    /// Its place in the order of commits.
+    pub position: Position,
+    /// Number of the route.
+    pub route: u16,
+    /// Number of the attempt, from 1; 0: it was never sent.
+    pub number: u32,
+}
+
+/// Something that happened in a lane, for log lines and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// An attempt failed; there will be another.
+    Retry {
+        /// Which one.
+        attempt: Attempt,
+        /// The class of the failure.
+        kind: FailureKind,
+        /// Why, in the sink's words.
+        error: String,
+        /// The next attempt is not made before this much time has passed.
+        delay: Duration,
+    },
+    /// A rejected event was left out, as `on_reject: skip` says. It is settled.
+    Skipped {
+        /// Which one.
+        attempt: Attempt,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// A rejected event and everything behind it of its key are held, as `on_reject: halt` says.
+    Halted {
+        /// Which one.
+        attempt: Attempt,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// The sink as a whole does not work: nothing is sent until a probe succeeds.
+    SinkDown {
+        /// How that showed.
+        cause: Outage,
+        /// Why, in the sink's words.
+        error: String,
+        /// Time to the first probe.
+        delay: Duration,
+    },
+    /// The sink still does not work.
+    ProbeFailed {
+        /// Why, in the sink's words.
+        error: String,
+        /// Time to the next probe.
+        delay: Duration,
+    },
+    /// The sink works again.
+    SinkUp {
+        /// How long it did not.
+        outage: Duration,
+    },
+    /// The receiver has gone for good by its own decision: the gateway is to stop in order.
+    SinkClosed {
+        /// Why, in the sink's words.
+        error: String,
+    },
+}
+
+/// How it showed that a sink as a whole does not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outage {
+    /// It said that somebody has to mend it.
+    Fatal,
+    /// It could not be reached, several times in a row.
+    Unreachable,
+    /// It rejected event after event, and took none.
+    Rejections,
+}
+
+impl Outage {
+    /// A word for logs and status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outage::Fatal => "fatal",
+            Outage::Unreachable => "unreachable",
+            Outage::Rejections => "rejections",
+        }
+    }
+}
+
+/// Work with what the lane remembers of its attempts.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) work: Work,
+    /// Attempts that were made.
+    pub(super) attempts: u32,
+    /// Failures that its backoff has grown by; an outage that is over is forgotten.
+    pub(super) failures: u32,
+    /// The lane's count of successes when this delivery last failed as [`FailureKind::Fatal`].
+    pub(super) fatal_at: Option<u64>,
+}
+
+impl Item {
+    pub(super) fn new(work: Work) -> Self {
+        Item { work, attempts: 0, failures: 0, fatal_at: None }
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.work.delivery.event.position
+    }
+
+    pub(super) fn key(&self) -> Option<&ByteString> {
+        self.work.delivery.ordering_key.as_ref()
+    }
+
+    /// Names the latest attempt.
+    pub(super) fn attempt(&self) -> Attempt {
+        let event = &self.work.delivery.event;
+        Attempt { event_id: event.id.clone(), position: event.position, route: self.work.route, number: self.attempts }
+    }
+}

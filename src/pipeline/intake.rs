@@ -1,0 +1,335 @@
+//! From decoded messages to tracked deliveries in their lanes.
+//!
+//! [`Intake`] takes one frame at a time and never waits; it says what has to be waited for before the next one. It
+//! is the only place where the source, the router, the checkpoint and the lanes meet.
+
+use std::{collections::HashSet, num::NonZeroU32};
+
+use walgate_sink::{ByteString, Event, Lsn, Position, Timestamp};
+
+use super::window;
+use crate::{
+    checkpoint::{BeginVerdict, Checkpoint, CommitVerdict, Resume, RowVerdict, Ticket},
+    config::{Limits, Unrouted},
+    lane::{LaneHandle, Work},
+    metrics::Metrics,
+    router::{Routed, Router},
+    source::{Change, DecodeError, Frame, Inserted, MappingError, OutboxReader, Row, Unusable, pgoutput},
+};
+
+/// Event types that are remembered as logged: more are counted only.
+const LOGGED_TYPES: usize = 1000;
+
+/// Works that are handed to a lane at once.
+const PUSH: usize = 128;
+
+/// What has to come about before the next frame may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Wait {
+    /// Nothing.
+    No,
+    /// The byte window is full: until less is unsettled.
+    Room,
+    /// The WAL between the checkpoint and this commit is more than `limits.run_ahead`.
+    RunAhead(Lsn),
+    /// An event has no route and `unrouted: halt` is set: until somebody adds one, which takes a restart.
+    Route,
+}
+
+/// Why no further frame of this connection can be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// Bytes that are no pgoutput.
+    #[error("PostgreSQL sent a message that cannot be read: {0}")]
+    Decode(#[from] DecodeError),
+    /// The table does not have what the mapping names.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+    /// What is sent again differs from what was received before.
+    #[error("the server sent another row where the last one had been taken; the transaction is taken again")]
+    Mismatch,
+    /// Commit positions do not ascend.
+    #[error(
+        "the stream is out of order at {0}: not the history that was received before. \
+         Was the server restored from a backup, or another one put in its place?"
+    )]
+    OutOfOrder(Lsn),
+}
+
+/// Takes the stream apart and feeds the lanes.
+pub struct Intake {
+    checkpoint: Checkpoint,
+    resume: Resume,
+    reader: OutboxReader,
+    router: Router,
+    lanes: Vec<LaneHandle>,
+    /// Works by lane that are not handed over yet.
+    pending: Vec<Vec<Work>>,
+    routed: Vec<Routed>,
+    unrouted: Unrouted,
+    limits: Limits,
+    metrics: Metrics,
+    logged_types: HashSet<ByteString>,
+    commit: Option<Commit>,
+    halted: bool,
+}
+
+/// The transaction that the stream is in.
+#[derive(Clone, Copy)]
+struct Commit {
+    lsn: Lsn,
+    at: Timestamp,
+}
+
+impl Intake {
+    /// An intake over a slot whose confirmed LSN is that of `checkpoint`.
+    pub fn new(
+        checkpoint: Checkpoint,
+        reader: OutboxReader,
+        router: Router,
+        lanes: Vec<LaneHandle>,
+        unrouted: Unrouted,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> Self {
+        let confirmed = checkpoint.snapshot().flush_lsn;
+        Intake {
+            resume: Resume::new(confirmed),
+            pending: lanes.iter().map(|_| Vec::with_capacity(PUSH)).collect(),
+            routed: Vec::new(),
+            logged_types: HashSet::new(),
+            commit: None,
+            halted: false,
+            checkpoint,
+            reader,
+            router,
+            lanes,
+            unrouted,
+            limits,
+            metrics,
+        }
+    }
+
+    /// A new connection: what it sends again is skipped.
+    pub fn on_connect(&mut self) {
+        self.resume.on_connect();
+        self.commit = None;
+    }
+
+    /// Whether an event without a route holds everything. It stays so across reconnects: the event counts as taken,
+    /// and would be skipped when it is sent again.
+    pub fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// Takes one frame. `copy_out`: many chunks are alive, so that events leave theirs.
+    ///
+    /// # Errors
+    /// The connection cannot be read on; after [`IntakeError::Mismatch`] a new one can.
+    pub fn take(&mut self, frame: &Frame, copy_out: bool) -> Result<Wait, IntakeError> {
+        let body = match frame {
+            Frame::Keepalive { wal_end, .. } => {
+                if self.resume.between_transactions() {
+                    self.checkpoint.with(|ring| ring.keepalive(*wal_end));
+                }
+                return Ok(Wait::No);
+            }
+            Frame::XLogData { body, .. } => body,
+        };
+        match pgoutput::decode(body)? {
+            Change::Begin { final_lsn, committed_at, .. } => self.begin(final_lsn, committed_at),
+            Change::Insert { relation, tuple } => {
+                let Some(commit) = self.commit else { return Err(IntakeError::OutOfOrder(Lsn::ZERO)) };
+                // The position is known only after the row's id was compared with what was taken before.
+                match self.reader.insert(relation, &tuple, Position::default(), commit.at)? {
+                    Some(inserted) => self.row(inserted, commit, copy_out),
+                    None => {
+                        self.resume.other_row();
+                        Ok(Wait::No)
+                    }
+                }
+            }
+            Change::Commit { commit_lsn, end_lsn, .. } => self.end(commit_lsn, end_lsn),
+            Change::Relation(relation) => {
+                self.reader.relation(relation)?;
+                Ok(Wait::No)
+            }
+            Change::Update { relation } => Ok(self.ignored(relation, "update")),
+            Change::Delete { relation } => Ok(self.ignored(relation, "delete")),
+            Change::Truncate { relations, .. } => {
+                if relations.iter().any(|relation| self.reader.is_outbox(*relation)) {
+                    self.metrics.ignored_row("truncate");
+                    tracing::info!(
+                        "the outbox was truncated: events that were inserted before are delivered all the same"
+                    );
+                }
+                Ok(Wait::No)
+            }
+            Change::Type(name) => {
+                self.reader.type_name(&name);
+                Ok(Wait::No)
+            }
+            Change::Origin { .. } | Change::Message(_) => Ok(Wait::No),
+        }
+    }
+
+    /// Hands everything that is routed to its lane: at the end of a chunk, and before any wait.
+    pub fn flush(&mut self) {
+        for (lane, pending) in self.lanes.iter().zip(&mut self.pending) {
+            if !pending.is_empty() {
+                lane.push_all(pending.drain(..));
+            }
+        }
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, at: Timestamp) -> Result<Wait, IntakeError> {
+        self.commit = Some(Commit { lsn: commit_lsn, at });
+        match self.resume.begin(commit_lsn) {
+            BeginVerdict::New => {
+                let (flush_lsn, unsettled) = self.checkpoint.with(|ring| {
+                    ring.begin(commit_lsn);
+                    (ring.flush_lsn(), ring.unsettled_events())
+                });
+                let held = unsettled > 0 && commit_lsn.bytes_since(flush_lsn) > self.limits.run_ahead.0;
+                Ok(if held { Wait::RunAhead(commit_lsn) } else { Wait::No })
+            }
+            BeginVerdict::Continue | BeginVerdict::Skip => Ok(Wait::No),
+            BeginVerdict::OutOfOrder => Err(IntakeError::OutOfOrder(commit_lsn)),
+        }
+    }
+
+    fn end(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<Wait, IntakeError> {
+        self.commit = None;
+        match self.resume.commit(commit_lsn, end_lsn) {
+            CommitVerdict::Close => {
+                self.checkpoint.with(|ring| ring.commit(end_lsn));
+                Ok(Wait::No)
+            }
+            CommitVerdict::Skip => Ok(Wait::No),
+            CommitVerdict::Mismatch => Err(self.mismatch()),
+            CommitVerdict::OutOfOrder => Err(IntakeError::OutOfOrder(commit_lsn)),
+        }
+    }
+
+    fn mismatch(&mut self) -> IntakeError {
+        self.checkpoint.with(|ring| {
+            if ring.is_open() {
+                ring.abandon();
+            }
+        });
+        IntakeError::Mismatch
+    }
+
+    fn ignored(&mut self, relation: u32, kind: &'static str) -> Wait {
+        self.resume.other_row();
+        if self.reader.is_outbox(relation) {
+            self.metrics.ignored_row(kind);
+        }
+        Wait::No
+    }
+
+    fn row(&mut self, inserted: Inserted, commit: Commit, copy_out: bool) -> Result<Wait, IntakeError> {
+        let id = match &inserted {
+            Inserted::Row(row) => row.event.id.as_bytes(),
+            Inserted::Unusable(row) => &row.id,
+        };
+        let position = match self.resume.row(id) {
+            RowVerdict::Track(position) => position,
+            RowVerdict::Skip => return Ok(Wait::No),
+            RowVerdict::Mismatch => return Err(self.mismatch()),
+            RowVerdict::OutOfOrder => return Err(IntakeError::OutOfOrder(commit.lsn)),
+        };
+        self.metrics.events_received.inc();
+        let Row { mut event, mut columns, bytes } = match inserted {
+            Inserted::Row(row) => row,
+            Inserted::Unusable(row) => {
+                self.log_unusable(&row, position);
+                return Ok(self.no_route(row.reason.as_str()));
+            }
+        };
+        event.position = position;
+        if copy_out {
+            // Before it is routed, so that keys and targets leave the chunk as well.
+            event = window::detached(&event);
+            columns = window::own_columns(&columns);
+        }
+        self.router.route(&event, &columns, &mut self.routed);
+        let Some(deliveries) = u32::try_from(self.routed.len()).ok().and_then(NonZeroU32::new) else {
+            self.log_unrouted(&event);
+            return Ok(self.no_route("unrouted"));
+        };
+        let bytes = window::cost(bytes, deliveries);
+        let (ticket, unsettled) = self.checkpoint.with(|ring| (ring.track(deliveries, bytes), ring.unsettled_bytes()));
+        self.push(ticket);
+        Ok(if unsettled >= self.limits.inflight.0 { Wait::Room } else { Wait::No })
+    }
+
+    fn push(&mut self, ticket: Ticket) {
+        for routed in self.routed.drain(..) {
+            let Some((lane, pending)) = self.lanes.get(routed.sink).zip(self.pending.get_mut(routed.sink)) else {
+                continue; // The router was compiled from these very sinks.
+            };
+            pending.push(Work { delivery: routed.delivery, ticket, route: routed.route, invalid: routed.invalid });
+            if pending.len() >= PUSH {
+                lane.push_all(pending.drain(..));
+            }
+        }
+    }
+
+    fn no_route(&mut self, reason: &'static str) -> Wait {
+        match self.unrouted {
+            Unrouted::Drop => {
+                self.metrics.discarded(reason);
+                Wait::No
+            }
+            Unrouted::Halt => {
+                self.halted = true;
+                Wait::Route
+            }
+        }
+    }
+
+    fn log_unusable(&mut self, row: &Unusable, position: Position) {
+        let event_id: String = String::from_utf8_lossy(&row.id).chars().take(200).collect();
+        let reason = &row.reason;
+        match self.unrouted {
+            Unrouted::Drop => tracing::warn!(
+                lsn = %position,
+                event_id,
+                %reason,
+                "a row of the outbox is no event: it is dropped, and counted in walgate_discarded_events_total"
+            ),
+            Unrouted::Halt => tracing::error!(
+                lsn = %position,
+                event_id,
+                %reason,
+                "a row of the outbox is no event, and `unrouted: halt` is set: nothing more is read. Set \
+                 `unrouted: drop` and restart to go on without it"
+            ),
+        }
+    }
+
+    fn log_unrouted(&mut self, event: &Event) {
+        if self.logged_types.contains(&event.event_type) || self.logged_types.len() >= LOGGED_TYPES {
+            return;
+        }
+        self.logged_types.insert(ByteString::from(event.event_type.to_string()));
+        let event_type: String = event.event_type.chars().take(200).collect();
+        match self.unrouted {
+            Unrouted::Drop => tracing::warn!(
+                event_type,
+                event_id = %event.id,
+                "no route matches this event type: its events are dropped (logged once per type, counted in \
+                 walgate_discarded_events_total)"
+            ),
+            Unrouted::Halt => tracing::error!(
+                event_type,
+                event_id = %event.id,
+                lsn = %event.position,
+                "no route matches this event and `unrouted: halt` is set: nothing more is read. Add a route for it, or \
+                 set `unrouted: drop`, and restart"
+            ),
+        }
+    }
+}

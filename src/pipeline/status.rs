@@ -1,0 +1,290 @@
+//! What `/status` and `walgate status` show.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use tokio::sync::watch;
+use walgate_sink::Lsn;
+
+use crate::{
+    checkpoint::{Checkpoint, CheckpointStatus},
+    control::SlotReport,
+    lane::{LaneState, LaneStatus},
+    metrics::Metrics,
+    pipeline::NamedLane,
+};
+
+/// What the source is doing, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceState {
+    /// Looking at the server, or connecting to the slot.
+    Starting,
+    /// Another process reads the slot: this one takes over when it ends.
+    Standby,
+    /// Events are read.
+    Streaming,
+    /// An event without a route holds everything (`unrouted: halt`).
+    Halted,
+    /// The connection was lost; another attempt follows.
+    Reconnecting,
+    /// Draining before the end.
+    Stopping,
+}
+
+/// The source's state with the sentence that explains it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceHealth {
+    /// One word.
+    pub state: SourceState,
+    /// Why, where that is not plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Connections to the slot that were lost.
+    pub reconnects: u64,
+    #[serde(skip)]
+    since: Instant,
+}
+
+/// What does not change while the process lives.
+#[derive(Clone, Debug, Serialize)]
+pub struct Identity {
+    /// Version of walgate.
+    pub version: &'static str,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// The outbox's table.
+    pub table: String,
+    /// Where PostgreSQL is, without user and password.
+    pub server: String,
+}
+
+/// One sink in [`GatewayStatus`].
+#[derive(Clone, Debug, Serialize)]
+pub struct SinkStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// State, queue, oldest unsettled event, last error.
+    #[serde(flatten)]
+    pub lane: LaneStatus,
+    /// WAL between its oldest unsettled event and the end of what was received, in bytes; 0: it owes nothing.
+    pub lag_bytes: u64,
+    /// Age of its oldest unsettled event, in seconds; 0: it owes nothing.
+    pub lag_seconds: f64,
+}
+
+/// The gateway at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct GatewayStatus {
+    /// What does not change.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// Since the start of the process.
+    pub uptime_seconds: f64,
+    /// The stream.
+    pub source: SourceHealth,
+    /// For how long the source has been in its state.
+    pub source_seconds: f64,
+    /// The checkpoint.
+    pub checkpoint: CheckpointStatus,
+    /// Bound of the bytes that may be unsettled.
+    pub inflight_limit_bytes: u64,
+    /// The sinks, in the order of the configuration.
+    pub sinks: Vec<SinkStatus>,
+    /// The slot as the server sees it, and who else keeps WAL; none: not known yet.
+    pub server_slots: Option<Arc<SlotReport>>,
+    /// Who keeps the server from removing WAL, as a sentence.
+    pub wal_holder: String,
+    /// What keeps `/readyz` from saying yes.
+    pub not_ready: Vec<String>,
+}
+
+/// Where the parts of the gateway leave their state, and where the outside reads it. Cheap to clone.
+#[derive(Clone)]
+pub struct StatusBoard {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    identity: Identity,
+    started: Instant,
+    source: Mutex<SourceHealth>,
+    checkpoint: Mutex<Option<Checkpoint>>,
+    lanes: Mutex<Vec<NamedLane>>,
+    slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
+    inflight_limit: u64,
+    stuck_after: Duration,
+    metrics: Metrics,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl StatusBoard {
+    /// A board on which nothing stands but who this is.
+    #[must_use]
+    pub fn new(identity: Identity, inflight_limit: u64, stuck_after: Duration, metrics: Metrics) -> Self {
+        let now = Instant::now();
+        StatusBoard {
+            shared: Arc::new(Shared {
+                identity,
+                started: now,
+                source: Mutex::new(SourceHealth {
+                    state: SourceState::Starting,
+                    detail: None,
+                    reconnects: 0,
+                    since: now,
+                }),
+                checkpoint: Mutex::new(None),
+                lanes: Mutex::default(),
+                slot: Mutex::default(),
+                inflight_limit,
+                stuck_after,
+                metrics,
+            }),
+        }
+    }
+
+    pub(super) fn set_lanes(&self, checkpoint: Checkpoint, lanes: Vec<NamedLane>) {
+        *lock(&self.shared.checkpoint) = Some(checkpoint);
+        *lock(&self.shared.lanes) = lanes;
+    }
+
+    pub(super) fn set_slot(&self, slot: watch::Receiver<Option<Arc<SlotReport>>>) {
+        *lock(&self.shared.slot) = Some(slot);
+    }
+
+    /// The source has entered a state.
+    pub fn source(&self, state: SourceState, detail: Option<String>) {
+        self.shared.metrics.streaming.set(i64::from(state == SourceState::Streaming));
+        let mut source = lock(&self.shared.source);
+        if state == SourceState::Reconnecting && source.state == SourceState::Streaming {
+            source.reconnects += 1;
+            self.shared.metrics.reconnects.inc();
+        }
+        if state != source.state {
+            source.since = Instant::now();
+        }
+        (source.state, source.detail) = (state, detail);
+    }
+
+    /// The metrics' text, with the gauges brought up to date.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let metrics = &self.shared.metrics;
+        let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        if let Some(checkpoint) = lock(&self.shared.checkpoint).as_ref().map(Checkpoint::snapshot) {
+            metrics.inflight_bytes.set(gauge(checkpoint.unsettled_bytes));
+            metrics.checkpoint_lsn.set(gauge(checkpoint.flush_lsn.0));
+        }
+        if let Some(slot) = self.slot_report().as_ref().and_then(|report| report.slot.as_ref()) {
+            metrics.replication_lag_bytes.set(gauge(slot.lag_bytes.unwrap_or(0)));
+            metrics.slot_retained_bytes.set(gauge(slot.retained_bytes.unwrap_or(0)));
+        }
+        for lane in lock(&self.shared.lanes).iter() {
+            let status = lane.handle.status();
+            let sink = metrics.sink(&lane.name, &[]);
+            sink.inflight(status.unsettled as u64);
+            sink.up(!matches!(status.state, LaneState::Down | LaneState::Probing | LaneState::Closed));
+        }
+        metrics.encode()
+    }
+
+    fn slot_report(&self) -> Option<Arc<SlotReport>> {
+        lock(&self.shared.slot).as_ref().and_then(|slot| slot.borrow().clone())
+    }
+
+    /// Everything at this moment.
+    #[must_use]
+    pub fn status(&self) -> GatewayStatus {
+        let source = lock(&self.shared.source).clone();
+        let checkpoint = lock(&self.shared.checkpoint)
+            .as_ref()
+            .map_or_else(|| Checkpoint::new(Lsn::ZERO).snapshot(), Checkpoint::snapshot);
+        let server = self.slot_report();
+        let written = server.as_ref().and_then(|report| report.current_wal_lsn).unwrap_or(checkpoint.received_lsn);
+        let end = written.max(checkpoint.received_lsn);
+        let sinks: Vec<SinkStatus> = lock(&self.shared.lanes).iter().map(|lane| sink_status(lane, end)).collect();
+        let not_ready = self.not_ready(&source, &sinks);
+        GatewayStatus {
+            identity: self.shared.identity.clone(),
+            uptime_seconds: self.shared.started.elapsed().as_secs_f64(),
+            source_seconds: source.since.elapsed().as_secs_f64(),
+            source,
+            checkpoint,
+            inflight_limit_bytes: self.shared.inflight_limit,
+            wal_holder: wal_holder(&sinks, server.as_deref()),
+            sinks,
+            server_slots: server,
+            not_ready,
+        }
+    }
+
+    fn not_ready(&self, source: &SourceHealth, sinks: &[SinkStatus]) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !matches!(source.state, SourceState::Streaming | SourceState::Standby) {
+            let detail = source.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
+            let state = match source.state {
+                SourceState::Starting => "connecting to PostgreSQL",
+                SourceState::Reconnecting => "not streaming, reconnecting to PostgreSQL",
+                SourceState::Halted => "halted",
+                _ => "stopping",
+            };
+            reasons.push(format!("{state}{detail}"));
+        }
+        let stuck_after = self.shared.stuck_after.as_secs_f64();
+        for sink in sinks.iter().filter(|sink| sink.lane.stalled_seconds > stuck_after) {
+            let error = sink.lane.last_error.as_ref().map_or("no error is known", |error| &error.message);
+            reasons.push(format!(
+                "sink `{}` has settled nothing for {:.0} s: {error}",
+                sink.name, sink.lane.stalled_seconds
+            ));
+        }
+        for sink in sinks.iter().filter(|sink| sink.lane.halted > 0 && sink.lag_seconds > stuck_after) {
+            reasons.push(format!(
+                "sink `{}` holds {} rejected events (`on_reject: halt`), and the checkpoint with them: see its last error",
+                sink.name, sink.lane.halted
+            ));
+        }
+        reasons
+    }
+}
+
+fn sink_status(lane: &NamedLane, end: Lsn) -> SinkStatus {
+    let NamedLane { name, kind, handle } = lane.clone();
+    let lane = handle.status();
+    let oldest = lane.oldest.as_ref();
+    SinkStatus {
+        name,
+        kind,
+        lag_bytes: oldest.map_or(0, |oldest| end.bytes_since(oldest.position.commit_lsn)),
+        lag_seconds: oldest.map_or(0.0, |oldest| oldest.committed_at.age().as_secs_f64()),
+        lane,
+    }
+}
+
+/// The checkpoint is held by the oldest unsettled event of all sinks; where nothing is unsettled, by nobody here.
+fn wal_holder(sinks: &[SinkStatus], server: Option<&SlotReport>) -> String {
+    let holding = sinks
+        .iter()
+        .filter_map(|sink| Some((sink, sink.lane.oldest.as_ref()?)))
+        .min_by_key(|(_, oldest)| oldest.position);
+    if let Some((sink, oldest)) = holding {
+        return format!(
+            "sink `{}` holds the checkpoint with event {} ({:.0} s old)",
+            sink.name, oldest.event_id, sink.lag_seconds
+        );
+    }
+    match server.and_then(SlotReport::who_holds_the_wal) {
+        Some(holder) => format!("no sink: everything received is settled; on the server, {holder}"),
+        None => "no sink: everything received is settled".to_owned(),
+    }
+}

@@ -1,0 +1,19 @@
+//! End-to-end tests: the walgate binary between a real PostgreSQL and a receiver that lies on demand.
+//! `tests/README.md` says which row of the fault catalogue is where.
+
+// The whole crate is tests; clippy's leave for them covers `#[test]` functions only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::large_futures)]
+#![allow(dead_code, reason = "instruments that not every set of features uses")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod configuration;
+mod crash;
+mod receivers;
+mod rig;
+mod secrets;
+mod skeleton;
+mod source_faults;
+mod streams;
+mod wal_positions;

@@ -1,0 +1,25 @@
+//! What the end-to-end tests stand on: real servers, a proxy that reads the wire, a receiver that lies on demand,
+//! and oracles that compare what was committed with what arrived.
+//!
+//! Nothing in here imports walgate: it decodes protocols by itself, so that it cannot share a mistake with what it
+//! judges.
+
+pub mod clock;
+pub mod database;
+pub mod http1;
+pub mod http_get;
+pub mod listen;
+pub mod lsn;
+pub mod oracle;
+pub mod pgwire;
+pub mod postgres;
+pub mod processes;
+pub mod proxy;
+pub mod receiver;
+pub mod sql;
+pub mod wait;
+pub mod walgate;
+pub mod witness;
+
+mod planted;
+mod self_tests;
