@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// Modules of the package by rank: a module imports only from lower ranks (ARCHITECTURE.md). Modules of the last
@@ -141,4 +142,35 @@ fn files_stay_small() {
             assert!(lines <= limit, "{} has {lines} lines: does it still have one responsibility?", file.display());
         }
     }
+}
+
+/// Bugs that are kept as patches must stay plantable: `make planted` plants them.
+#[test]
+fn planted_bugs_still_apply() {
+    let folder = root().join("tests/planted");
+    let mut patches: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
+    patches.sort();
+    assert!(patches.len() >= 12, "{} patches in {}", patches.len(), folder.display());
+    let git = |arguments: &[&str]| Command::new("git").current_dir(root()).args(arguments).output();
+    // Without git, or outside a checkout of it, nothing can be applied.
+    let is_checkout = git(&["ls-files", "--error-unmatch", "Cargo.toml"]).is_ok_and(|output| output.status.success());
+    let mut wrong = Vec::new();
+    for patch in &patches {
+        let name = patch.file_name().unwrap().to_string_lossy();
+        let text = fs::read_to_string(patch).unwrap();
+        let head = text.split("\ndiff ").next().unwrap();
+        for field in ["Bug: ", "Caught by: "] {
+            if !head.lines().any(|line| line.starts_with(field)) {
+                wrong.push(format!("{name} has no line `{field}`"));
+            }
+        }
+        if is_checkout {
+            let output = git(&["apply", "--check", &patch.to_string_lossy()]).unwrap();
+            if !output.status.success() {
+                wrong.push(format!("{name}: {}", String::from_utf8_lossy(&output.stderr)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "plant these bugs anew:\n{}", wrong.join("\n"));
 }
