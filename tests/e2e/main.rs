@@ -10,6 +10,8 @@ mod support;
 
 mod configuration;
 mod crash;
+#[cfg(feature = "demo")]
+mod demo;
 mod receivers;
 mod rig;
 mod secrets;
