@@ -243,8 +243,13 @@ impl Walgate {
     /// Waits for a condition for as long as walgate runs.
     #[track_caller]
     pub fn eventually(&mut self, what: &str, mut condition: impl FnMut() -> bool) {
-        let held = wait::within(wait::DEADLINE, || condition() || self.has_ended()) && condition();
-        if !held {
+        let mut held = false;
+        wait::within(wait::DEADLINE, || {
+            held = condition();
+            held || self.has_ended()
+        });
+        // It may have come about just before walgate's end. What held once need not hold again.
+        if !held && !condition() {
             let state = self.status.map_or_else(|| "it runs".to_owned(), |status| status.to_string());
             panic!("not within {:?}: {what}; walgate: {state}; it said:\n{}", wait::DEADLINE, self.said());
         }
