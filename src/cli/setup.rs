@@ -44,7 +44,7 @@ pub fn sources(args: &ConfigArgs) -> Result<Sources, String> {
 pub fn refuse(errors: &ConfigErrors) -> ExitStatus {
     use std::io::Write;
     // Standard error may be closed: then nobody reads it.
-    let _ = write!(anstream::stderr(), "{}", errors.styled());
+    let _ = writeln!(anstream::stderr(), "{}", errors.styled());
     ExitStatus::Configuration
 }
 
