@@ -144,7 +144,11 @@ impl Framer {
     pub(super) fn next(&mut self) -> Result<Option<Segment>, FrameError> {
         loop {
             let rest = &self.block[self.complete..self.filled];
-            match wire::peek(rest).map_err(FrameError::Wire)? {
+            let message = match wire::peek(rest) {
+                Ok(message) => message,
+                Err(error) => return self.data_or(FrameError::Wire(error)),
+            };
+            match message {
                 Some(Message { tag: b'd', length }) => {
                     if length > self.max_frame {
                         return self.data_or(FrameError::Oversized { length });
@@ -312,7 +316,7 @@ mod tests {
             (b"d\0\0\0\x01".to_vec(), FrameError::Wire(WireError::Announced { tag: b'd', length: 1 })),
             (b"E\x3F\xFF\xFF\xFF".to_vec(), FrameError::Oversized { length: 1 << 30 }),
         ] {
-            let (out, _, failed) = run(&[&good, &bad], 1 << 20);
+            let (out, _, failed) = run(&[&[good.as_slice(), &bad].concat()], 1 << 20);
             assert_eq!((out.len(), failed), (good.len(), Some(expected)));
         }
     }

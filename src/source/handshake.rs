@@ -1,37 +1,22 @@
 //! The beginning of a replication connection: startup, login, what the server is, and the start of the stream.
 
+mod dialogue;
+mod login;
+
 use std::{io, time::Duration};
 
-use bytes::{Buf, BytesMut};
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::{
-    authentication::{
-        md5_hash,
-        sasl::{self, ScramSha256},
-    },
-    message::{
-        backend::{AuthenticationSaslBody, DataRowBody, Message},
-        frontend,
-    },
-};
-use walgate_sink::Secret;
+use bytes::BytesMut;
+use postgres_protocol::message::{backend::Message, frontend};
 
+use self::dialogue::{Dialogue, Incoming, QueryError, Row, cell};
 use super::{
     error::{SourceError, quote_identifier},
     stream::{Identity, ServerParameters, StreamOptions},
-    wire::HEADER,
 };
 use crate::postgres::{
-    self, ChannelBinding, ConnectError, ConnectSettings, Deadline, Endpoint, LinkReader, ServerError, SessionAttrs,
-    Transport,
+    self, ConnectError, ConnectSettings, Deadline, Endpoint, LinkReader, ServerError, SessionAttrs, Transport,
 };
 
-/// The longest message that is taken before the stream starts.
-const MESSAGE_LIMIT: usize = 1 << 20;
-/// Bytes read at once.
-const READ: usize = 8 << 10;
-/// Time for a query, and for the start of the stream, where connect_timeout does not give more.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Text output that does not depend on how the role or the database is set up.
 const SESSION: &str = "SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET bytea_output = 'hex'";
 
@@ -115,181 +100,13 @@ fn attempt(
 ) -> Result<Dialogue, ConnectError> {
     let deadline = Deadline::after(settings.connect_timeout);
     let reader = postgres::open(settings, endpoint, address, transport, deadline)?;
-    let mut dialogue = Dialogue {
-        reader,
-        inbox: BytesMut::with_capacity(READ),
-        endpoint: endpoint.to_string(),
-        stage: "the login",
-        deadline,
-        server: ServerParameters::default(),
-    };
+    let mut dialogue = Dialogue::new(reader, endpoint.to_string(), deadline);
     dialogue.log_in(settings, settings.password_for(endpoint))?;
     dialogue.check_session(settings.session_attrs)?;
     Ok(dialogue)
 }
 
-/// One question after another, over a connection that is not streaming yet.
-struct Dialogue {
-    reader: LinkReader,
-    inbox: BytesMut,
-    endpoint: String,
-    stage: &'static str,
-    deadline: Deadline,
-    server: ServerParameters,
-}
-
-enum Incoming {
-    Message(Message),
-    CopyBoth,
-}
-
-/// Why a query had no result.
-enum QueryError {
-    Server(ServerError),
-    Connection(ConnectError),
-}
-
 impl Dialogue {
-    fn log_in(&mut self, settings: &ConnectSettings, password: Option<&Secret>) -> Result<(), ConnectError> {
-        let mut parameters = vec![
-            ("user", settings.user.as_str()),
-            ("database", settings.dbname.as_str()),
-            ("replication", "database"),
-            ("application_name", settings.application_name.as_str()),
-            ("client_encoding", "UTF8"),
-        ];
-        parameters.extend(settings.options.as_deref().map(|options| ("options", options)));
-        self.send(|buffer| frontend::startup_message(parameters, buffer))?;
-        let mut bound = false;
-        loop {
-            let method = match self.message()? {
-                Incoming::Message(Message::AuthenticationOk) => break,
-                Incoming::Message(Message::AuthenticationCleartextPassword) => {
-                    if !self.reader.link().is_private() {
-                        return Err(ConnectError::CleartextRefused { endpoint: self.endpoint.clone() });
-                    }
-                    let password = self.password(settings, password)?;
-                    self.send(|buffer| frontend::password_message(password.expose().as_bytes(), buffer))?;
-                    continue;
-                }
-                Incoming::Message(Message::AuthenticationMd5Password(body)) => {
-                    let password = self.password(settings, password)?;
-                    tracing::warn!(
-                        role = settings.user,
-                        "md5 password authentication is weak: set password_encryption=scram-sha-256 and set the password again"
-                    );
-                    let hash = md5_hash(settings.user.as_bytes(), password.expose().as_bytes(), body.salt());
-                    self.send(|buffer| frontend::password_message(hash.as_bytes(), buffer))?;
-                    continue;
-                }
-                Incoming::Message(Message::AuthenticationSasl(body)) => {
-                    bound = self.scram(settings, self.password(settings, password)?, &body)?;
-                    continue;
-                }
-                Incoming::Message(Message::ErrorResponse(body)) => {
-                    return Err(self.refused(settings, ServerError::from_fields(body.fields())));
-                }
-                Incoming::Message(Message::AuthenticationGss | Message::AuthenticationSspi) => "GSSAPI",
-                Incoming::Message(Message::AuthenticationKerberosV5) => "Kerberos",
-                _ => return Err(self.unexpected("a message that does not belong to a login")),
-            };
-            return Err(ConnectError::AuthenticationMethod { endpoint: self.endpoint.clone(), method });
-        }
-        if settings.channel_binding == ChannelBinding::Require && !bound {
-            return Err(ConnectError::ChannelBindingMissing { endpoint: self.endpoint.clone() });
-        }
-        loop {
-            match self.message()? {
-                Incoming::Message(Message::ReadyForQuery(_)) => return Ok(()),
-                Incoming::Message(Message::BackendKeyData(_)) => {}
-                Incoming::Message(Message::ErrorResponse(body)) => {
-                    return Err(self.refused(settings, ServerError::from_fields(body.fields())));
-                }
-                _ => return Err(self.unexpected("a message that does not belong to a login")),
-            }
-        }
-    }
-
-    fn refused(&self, settings: &ConnectSettings, error: ServerError) -> ConnectError {
-        ConnectError::Refused {
-            endpoint: self.endpoint.clone(),
-            user: settings.user.clone(),
-            dbname: settings.dbname.clone(),
-            error,
-            tls: self.reader.link().is_tls(),
-        }
-    }
-
-    fn password<'a>(
-        &self,
-        settings: &ConnectSettings,
-        password: Option<&'a Secret>,
-    ) -> Result<&'a Secret, ConnectError> {
-        password.filter(|password| !password.expose().is_empty()).ok_or_else(|| ConnectError::PasswordMissing {
-            endpoint: self.endpoint.clone(),
-            user: settings.user.clone(),
-            note: settings.password_note().map(str::to_owned),
-        })
-    }
-
-    /// SCRAM-SHA-256, bound to the TLS connection where both sides can; whether it was.
-    fn scram(
-        &mut self,
-        settings: &ConnectSettings,
-        password: &Secret,
-        offered: &AuthenticationSaslBody,
-    ) -> Result<bool, ConnectError> {
-        let (mut plain, mut plus) = (false, false);
-        let mut mechanisms = offered.mechanisms();
-        while let Some(mechanism) = mechanisms.next().map_err(|error| self.unexpected(&error.to_string()))? {
-            plain |= mechanism == sasl::SCRAM_SHA_256;
-            plus |= mechanism == sasl::SCRAM_SHA_256_PLUS;
-        }
-        let end_point = match settings.channel_binding {
-            ChannelBinding::Disable => None,
-            ChannelBinding::Prefer | ChannelBinding::Require => self.reader.link().end_point(),
-        };
-        let (mechanism, binding, bound) = match end_point {
-            Some(hash) if plus => (sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash), true),
-            _ if settings.channel_binding == ChannelBinding::Require => {
-                return Err(ConnectError::ChannelBindingMissing { endpoint: self.endpoint.clone() });
-            }
-            // "We could, and you did not offer it": the server notices if somebody took its offer away.
-            Some(_) if plain => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested(), false),
-            None if plain => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported(), false),
-            _ => {
-                let (endpoint, method) = (self.endpoint.clone(), "an unknown kind of SASL");
-                return Err(ConnectError::AuthenticationMethod { endpoint, method });
-            }
-        };
-        let failed = |endpoint: &str, error: io::Error| ConnectError::Scram {
-            endpoint: endpoint.to_owned(),
-            reason: error.to_string(),
-        };
-        let mut scram = ScramSha256::new(password.expose().as_bytes(), binding);
-        self.send(|buffer| frontend::sasl_initial_response(mechanism, scram.message(), buffer))?;
-        match self.message()? {
-            Incoming::Message(Message::AuthenticationSaslContinue(body)) => {
-                scram.update(body.data()).map_err(|error| failed(&self.endpoint, error))?;
-            }
-            Incoming::Message(Message::ErrorResponse(body)) => {
-                return Err(self.refused(settings, ServerError::from_fields(body.fields())));
-            }
-            _ => return Err(self.unexpected("a message that does not belong to SCRAM")),
-        }
-        self.send(|buffer| frontend::sasl_response(scram.message(), buffer))?;
-        match self.message()? {
-            Incoming::Message(Message::AuthenticationSaslFinal(body)) => {
-                scram.finish(body.data()).map_err(|error| failed(&self.endpoint, error))?;
-            }
-            Incoming::Message(Message::ErrorResponse(body)) => {
-                return Err(self.refused(settings, ServerError::from_fields(body.fields())));
-            }
-            _ => return Err(self.unexpected("a message that does not belong to SCRAM")),
-        }
-        Ok(bound)
-    }
-
     fn check_session(&mut self, wanted: SessionAttrs) -> Result<(), ConnectError> {
         if wanted == SessionAttrs::Any {
             return Ok(());
@@ -357,133 +174,6 @@ impl Dialogue {
             Incoming::Message(_) => Err(self.unexpected("a message that does not start a stream").into()),
         }
     }
-
-    fn begin(&mut self, stage: &'static str) {
-        self.stage = stage;
-        self.deadline = Deadline::after(Some(QUERY_TIMEOUT));
-    }
-
-    fn query(&mut self, text: &str) -> Result<Vec<Row>, QueryError> {
-        self.send(|buffer| frontend::query(text, buffer)).map_err(QueryError::Connection)?;
-        let (mut rows, mut failed) = (Vec::new(), None);
-        loop {
-            match self.message().map_err(QueryError::Connection)? {
-                Incoming::Message(Message::DataRow(body)) => {
-                    // One row is all that is ever asked for.
-                    if rows.is_empty() {
-                        rows.push(
-                            texts(&body)
-                                .map_err(|error| QueryError::Connection(self.unexpected(&error.to_string())))?,
-                        );
-                    }
-                }
-                Incoming::Message(Message::ErrorResponse(body)) => {
-                    failed = Some(ServerError::from_fields(body.fields()));
-                }
-                Incoming::Message(Message::ReadyForQuery(_)) => {
-                    return failed.map_or(Ok(rows), |error| Err(QueryError::Server(error)));
-                }
-                Incoming::Message(
-                    Message::RowDescription(_) | Message::CommandComplete(_) | Message::EmptyQueryResponse,
-                ) => {}
-                _ => return Err(QueryError::Connection(self.unexpected("a message that does not answer a query"))),
-            }
-        }
-    }
-
-    fn send(&mut self, write: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> Result<(), ConnectError> {
-        let mut buffer = BytesMut::new();
-        write(&mut buffer).map_err(|error| self.unexpected(&error.to_string()))?;
-        let link = self.reader.link();
-        link.arm(self.deadline).and_then(|()| link.write_all(&buffer)).map_err(|error| self.broken(error))
-    }
-
-    /// The next message but for notices and parameters, which may come at any time.
-    fn message(&mut self) -> Result<Incoming, ConnectError> {
-        loop {
-            let (tag, length) = self.whole_message()?;
-            match tag {
-                b'W' => {
-                    self.inbox.advance(length);
-                    return Ok(Incoming::CopyBoth);
-                }
-                // NegotiateProtocolVersion: an option that the server does not know.
-                b'v' => self.inbox.advance(length),
-                _ => {
-                    let mut bytes = self.inbox.split_to(length);
-                    match Message::parse(&mut bytes) {
-                        Ok(Some(Message::NoticeResponse(_))) => {}
-                        Ok(Some(Message::ParameterStatus(body))) => {
-                            if let (Ok(name), Ok(value)) = (body.name(), body.value()) {
-                                self.server.set(name, value);
-                            }
-                        }
-                        Ok(Some(message)) => return Ok(Incoming::Message(message)),
-                        Ok(None) => return Err(self.unexpected("an incomplete message")),
-                        Err(error) => return Err(self.unexpected(&error.to_string())),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Reads until a whole message stands at the front of the inbox.
-    fn whole_message(&mut self) -> Result<(u8, usize), ConnectError> {
-        let mut buffer = [0; READ];
-        loop {
-            if let [tag, a, b, c, d, ..] = *self.inbox {
-                let length = u32::from_be_bytes([a, b, c, d]) as usize + 1;
-                if !(HEADER..=MESSAGE_LIMIT).contains(&length) {
-                    return Err(self.unexpected(&format!("a message of {length} bytes with tag {tag:#04x}")));
-                }
-                if self.inbox.len() >= length {
-                    return Ok((tag, length));
-                }
-            }
-            let read = self.reader.link().arm(self.deadline).and_then(|()| self.reader.read(&mut buffer));
-            match read {
-                Ok(0) => {
-                    return Err(ConnectError::Closed {
-                        endpoint: self.endpoint.clone(),
-                        stage: self.stage,
-                        reason: "no reason was given: see the server's log".into(),
-                    });
-                }
-                Ok(count) => self.inbox.extend_from_slice(&buffer[..count]),
-                Err(error) => return Err(self.broken(error)),
-            }
-        }
-    }
-
-    fn broken(&self, error: io::Error) -> ConnectError {
-        let (endpoint, stage) = (self.endpoint.clone(), self.stage);
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                ConnectError::Timeout { endpoint, stage, after: self.deadline.after }
-            }
-            _ => ConnectError::Closed { endpoint, stage, reason: error.to_string() },
-        }
-    }
-
-    fn unexpected(&self, reason: &str) -> ConnectError {
-        ConnectError::Protocol { endpoint: self.endpoint.clone(), stage: self.stage, reason: reason.to_owned() }
-    }
-}
-
-type Row = Vec<Option<String>>;
-
-fn texts(body: &DataRowBody) -> io::Result<Row> {
-    let mut ranges = body.ranges();
-    let mut row = Vec::new();
-    while let Some(range) = ranges.next()? {
-        let text = range.and_then(|range| body.buffer().get(range)).map(|bytes| String::from_utf8_lossy(bytes).into());
-        row.push(text);
-    }
-    Ok(row)
-}
-
-fn cell(rows: &[Row], column: usize) -> Option<String> {
-    rows.first()?.get(column)?.clone()
 }
 
 /// A time as PostgreSQL shows its settings: `0`, `500ms`, `1min`. A bare number is in milliseconds.
@@ -499,16 +189,6 @@ fn parse_time(text: &str) -> Option<Duration> {
         _ => return None,
     };
     Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(milliseconds)?))
-}
-
-impl ServerParameters {
-    fn set(&mut self, name: &str, value: &str) {
-        match name {
-            "server_version" => value.clone_into(&mut self.version),
-            "server_encoding" => value.clone_into(&mut self.encoding),
-            _ => {}
-        }
-    }
 }
 
 #[cfg(test)]

@@ -232,3 +232,8 @@ impl ReplicationStream {
 
 const MIN_TICK: Duration = Duration::from_millis(20);
 const MAX_TICK: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod tests;

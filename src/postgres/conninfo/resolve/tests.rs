@@ -1,4 +1,5 @@
 use super::*;
+use crate::postgres::Transport;
 
 fn parse_with(text: &str, env: &[(&str, &str)]) -> Result<ConnectSettings, SettingsError> {
     let env = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
