@@ -89,9 +89,7 @@ pub fn main(registry: &Registry) -> ExitStatus {
         complain(&message);
         return ExitStatus::Configuration;
     }
-    // One thread for the intake and the lanes: a chunk goes from the stream to the sinks without waking another thread.
-    // Reading and answering PostgreSQL have threads of their own.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("cannot start the runtime: {error}"));
