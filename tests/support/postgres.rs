@@ -218,7 +218,7 @@ pub fn binaries() -> &'static Path {
         }
         let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache");
         let mut found: Vec<PathBuf> = Vec::new();
-        for parent in [Path::new("/usr/lib/postgresql").to_owned(), cache.join("pg"), cache.join("postgresql")] {
+        for parent in [Path::new("/usr/lib/postgresql").to_owned(), cache.join("postgresql")] {
             let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
             let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path().join("bin")).collect();
             // 15 is what the tests are written for; else the newest.

@@ -139,8 +139,8 @@ fn find_programs() -> Option<PathBuf> {
     let named = std::env::var_os("WALGATE_TEST_PG_BIN").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = named.into_iter().chain(std::env::split_paths(&path)).collect();
-    places.push(PathBuf::from(".cache/postgresql/bin"));
-    if let Ok(versions) = fs::read_dir("/usr/lib/postgresql") {
+    for versions in ["/usr/lib/postgresql", ".cache/postgresql"] {
+        let Ok(versions) = fs::read_dir(versions) else { continue };
         let mut versions: Vec<PathBuf> = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
         versions.sort();
         places.extend(versions.into_iter().rev());
