@@ -5,7 +5,7 @@ use walgate_sink::{Secret, TargetField};
 
 use super::{ConfigArgs, complain};
 use crate::{
-    config::{self, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Sources},
+    config::{self, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Readable, Sink, Sources},
     control::{Link, LinkError, Wanted},
     error::ExitStatus,
     postgres::{self, ConnectError, ConnectSettings},
@@ -20,7 +20,7 @@ pub fn load(args: &ConfigArgs, registry: &Registry) -> Result<Loaded, ExitStatus
         complain(&message);
         ExitStatus::Configuration
     })?;
-    config::load(sources, registry).map_err(|errors| refuse(&errors))
+    config::load_with_routes(sources, registry, &route_faults).map_err(|errors| refuse(&errors))
 }
 
 /// The file, the environment and `--set`.
@@ -103,20 +103,12 @@ pub struct Routing {
 /// Compiles the routes; every error of them has its place in the file.
 pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
     let config = &loaded.config;
-    let sinks: Vec<SinkTarget> = loaded
-        .sinks
-        .iter()
-        .map(|sink| {
-            let fields: &'static [TargetField] = sink.factory.target();
-            SinkTarget { name: sink.name.clone(), fields, defaults: sink.targets.clone() }
-        })
-        .collect();
     let mut errors = loaded.errors();
-    let router = match Router::compile(&config.routes, &sinks, &Mapping::of(&config.outbox)) {
+    let router = match Router::compile(&config.routes, &targets(&loaded.sinks), &Mapping::of(&config.outbox)) {
         Ok(router) => router,
         Err(found) => {
             for error in found {
-                errors.push_at(place_of(&error, loaded), &error.message);
+                errors.push_at(place_of(&error, &loaded.sinks), &error.message);
             }
             return Err(errors);
         }
@@ -130,8 +122,64 @@ pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
     }
 }
 
-fn place_of(error: &RouteError, loaded: &Loaded) -> KeyPath {
-    let mut path = match error.sink.and_then(|sink| loaded.sinks.get(sink)) {
+/// What is wrong with the routes, though the rest of the configuration may not be sound: routes to a sink that has
+/// faults of its own are not judged.
+pub fn route_faults(readable: &Readable<'_>) -> Vec<(KeyPath, String)> {
+    let mut routes = readable.config.routes.clone();
+    // Where each remaining target stood.
+    let mut places: Vec<(usize, Vec<usize>)> = Vec::with_capacity(routes.len());
+    let mut index = 0;
+    routes.retain_mut(|route| {
+        let mut kept = Vec::new();
+        let mut target = 0;
+        let targets_before = route.to.0.len();
+        route.to.0.retain(|to| {
+            let keep = !readable.faulty_sinks.contains(&to.sink);
+            if keep {
+                kept.push(target);
+            }
+            target += 1;
+            keep
+        });
+        let keep = targets_before == 0 || !kept.is_empty();
+        if keep {
+            places.push((index, kept));
+        }
+        index += 1;
+        keep
+    });
+    let mapping = Mapping::of(&readable.config.outbox);
+    let mut known = targets(readable.sinks);
+    // So that a near miss of their names is seen as one.
+    let faulty = |name: &String| SinkTarget { name: name.clone(), fields: &[], defaults: Vec::new() };
+    known.extend(readable.faulty_sinks.iter().map(faulty));
+    let found = match Router::compile(&routes, &known, &mapping) {
+        // No route is left: what was there is wrong elsewhere.
+        _ if routes.is_empty() && !readable.config.routes.is_empty() => return Vec::new(),
+        Ok(_) => return Vec::new(),
+        Err(found) => found,
+    };
+    let mut faults = Vec::with_capacity(found.len());
+    for mut error in found {
+        if let Some((route, kept)) = places.get(error.route) {
+            error.route = *route;
+            error.target = error.target.map(|target| kept.get(target).copied().unwrap_or(target));
+        }
+        faults.push((place_of(&error, readable.sinks), error.message));
+    }
+    faults
+}
+
+fn targets(sinks: &[Sink]) -> Vec<SinkTarget> {
+    let target = |sink: &Sink| {
+        let fields: &'static [TargetField] = sink.factory.target();
+        SinkTarget { name: sink.name.clone(), fields, defaults: sink.targets.clone() }
+    };
+    sinks.iter().map(target).collect()
+}
+
+fn place_of(error: &RouteError, sinks: &[Sink]) -> KeyPath {
+    let mut path = match error.sink.and_then(|sink| sinks.get(sink)) {
         Some(sink) => KeyPath::root().key("sinks").key(&sink.name).key(&sink.kind),
         None => KeyPath::root().key("routes").index(error.route),
     };
@@ -154,4 +202,32 @@ pub fn wanted(loaded: &Loaded, routing: &Routing, settings: &ConnectSettings) ->
     Wanted::new(&config.source.slot, &config.source.publication, &table.schema, &table.name)
         .with_mapping(&config.outbox, routing.router.columns())
         .with_application_name(&settings.application_name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_routes_are_reported_with_all_the_others() {
+        let text = "\
+source: { url: postgres://walgate@localhost/shop, slott: walgate }
+sinks:
+  console: { stdout: {} }
+  second: { discard: { no_such_key: 1 } }
+routes:
+  - event_type: second.only
+    to: [second]
+  - event_type: [order.created, '']
+    to: [console, second, consolle]
+  - event_type: user.created
+    to: [second, { sink: console, path: '/x' }]
+  - event_type: user.deleted
+    to: { sink: secnd }
+limits: { inflight: 1 }
+";
+        let sources = Sources { file: FileSource::Text("walgate.yaml".into(), text.into()), ..Sources::default() };
+        let errors = config::load_with_routes(sources, &Registry::built_in(), &route_faults).unwrap_err();
+        insta::assert_snapshot!("all_errors_at_once", errors.to_string());
+    }
 }

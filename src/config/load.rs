@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::{Map, Value};
+
 use super::{
     errors::{ConfigErrors, Finding, Warning, place},
     explain,
@@ -102,11 +104,37 @@ impl Loaded {
     }
 }
 
+/// What a configuration's routes are judged by, as far as the rest could be read.
+pub struct Readable<'a> {
+    /// Everything but the sinks.
+    pub config: &'a Config,
+    /// The sinks that are sound.
+    pub sinks: &'a [Sink],
+    /// The names of those that are not: what is said of them elsewhere is enough.
+    pub faulty_sinks: &'a [String],
+}
+
+/// Judges the routes: each fault with the key where it stands. It is also asked where other things are wrong, so that
+/// all errors are reported at once.
+pub type RouteCheck<'a> = &'a dyn Fn(&Readable<'_>) -> Vec<(KeyPath, String)>;
+
 /// Loads a configuration: everything that can be known offline and without the routes' meaning.
 ///
 /// # Errors
 /// Everything that is wrong, each with its place. Exit status 2 belongs to them.
 pub fn load(sources: Sources, catalog: &dyn KindCatalog) -> Result<Loaded, ConfigErrors> {
+    load_with_routes(sources, catalog, &|_| Vec::new())
+}
+
+/// As [`load`], and the routes are judged too.
+///
+/// # Errors
+/// Everything that is wrong, each with its place. Exit status 2 belongs to them.
+pub fn load_with_routes(
+    sources: Sources,
+    catalog: &dyn KindCatalog,
+    routes: RouteCheck<'_>,
+) -> Result<Loaded, ConfigErrors> {
     let (name, text, folder) = match read(&sources.file) {
         Ok(read) => read,
         Err((name, message)) => {
@@ -146,7 +174,19 @@ pub fn load(sources: Sources, catalog: &dyn KindCatalog) -> Result<Loaded, Confi
 
     let sinks = value.as_object_mut().and_then(|object| object.shift_remove("sinks"));
     let config = loading.core(value);
+    let named: Vec<String> =
+        sinks.as_ref().and_then(Value::as_object).into_iter().flat_map(Map::keys).cloned().collect();
     let sinks = sinks::load(sinks, catalog, &mut loading);
+    if let Some(config) = &config {
+        let faulty: Vec<String> =
+            named.into_iter().filter(|name| !sinks.iter().any(|sink| sink.name == *name)).collect();
+        for (path, message) in routes(&Readable { config, sinks: &sinks, faulty_sinks: &faulty }) {
+            if !loading.is_broken(&path) && !loading.is_full() {
+                let message = loading.map.hidden.scrub(&path, &message);
+                loading.error(&path, Point::Value, message);
+            }
+        }
+    }
     loading.finish(config, sinks)
 }
 

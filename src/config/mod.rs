@@ -26,7 +26,7 @@ mod yaml;
 
 pub use checks::{Listen, listen_address};
 pub use errors::{ConfigErrors, Warning};
-pub use load::{FileSource, Flag, Loaded, Sources, load};
+pub use load::{FileSource, Flag, Loaded, Readable, RouteCheck, Sources, load, load_with_routes};
 pub use model::*;
 pub use path::{KeyPath, Step};
 pub use redact::{HIDDEN, redact};

@@ -51,7 +51,7 @@ pub async fn run(args: CheckArgs, registry: &Registry) -> ExitStatus {
         }
     };
     let loaded = match setup::sources(&args.config) {
-        Ok(sources) => match config::load(sources, registry) {
+        Ok(sources) => match config::load_with_routes(sources, registry, &setup::route_faults) {
             Ok(loaded) => loaded,
             Err(errors) => return refuse(&errors),
         },
