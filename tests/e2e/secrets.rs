@@ -54,10 +54,10 @@ fn x1_secrets_appear_nowhere() {
     for round in 0..5 {
         let before = rig.receiver.requests();
         match round {
-            // An answer that repeats the secrets that it was asked with, at its beginning: only that is ever shown.
+            // A refusal that repeats the secrets of its request, at its beginning: only that of a 4xx is ever shown.
             0 => rig.receiver.script(|request| {
                 let value = |name| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-                reply(500).body(format!("{} {} {}", value("x-api-key"), value("authorization"), request.path)).into()
+                reply(429).body(format!("{} {} {}", value("x-api-key"), value("authorization"), request.path)).into()
             }),
             1 => rig.receiver.script(|request| reply(302).header("Location", request.path).into()),
             2 => rig.receiver.script(|_| crate::support::receiver::Answer::Reset),
