@@ -155,6 +155,9 @@ fn delivery(sink: &Sink) -> String {
     if let Some(batch) = delivery.batch {
         parts.push(format!("batch {batch}"));
     }
+    if let Some(rate) = delivery.rate_limit {
+        parts.push(format!("rate_limit {rate}"));
+    }
     parts.join(", ")
 }
 

@@ -156,6 +156,9 @@ fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
         "  owes        {} events: {} queued, {} in flight, {} waiting for a retry, {} halted; {} attempts so far",
         sink["unsettled"], sink["queued"], sink["in_flight"], sink["backing_off"], sink["halted"], sink["attempts"],
     )?;
+    if sink["rate_limited"] == true {
+        writeln!(out, "  rate        more waits than `delivery.rate_limit` lets go")?;
+    }
     if let Some(oldest) = sink["oldest"].as_object() {
         writeln!(
             out,
@@ -186,7 +189,7 @@ fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
 fn paint(state: &str) -> String {
     use anstyle::AnsiColor::{Green, Red, Yellow};
     let color = match state {
-        "streaming" | "up" => Green,
+        "streaming" | "up" | "limited" => Green,
         "down" | "halted" | "closed" => Red,
         _ => Yellow,
     };

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
+use super::Rate;
+
 /// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -48,7 +50,8 @@ pub(crate) const ROOT_KEYS: &[&str] =
     &["source", "outbox", "sinks", "routes", "unrouted", "limits", "admin", "shutdown_timeout"];
 
 /// The keys of a sink's `delivery`.
-pub(crate) const DELIVERY_KEYS: &[&str] = &["concurrency", "batch", "linger", "timeout", "retry", "on_reject"];
+pub(crate) const DELIVERY_KEYS: &[&str] =
+    &["concurrency", "batch", "linger", "timeout", "rate_limit", "retry", "on_reject"];
 
 /// A secret is never written out; only whether there is one.
 fn hidden<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -143,6 +146,8 @@ pub struct Delivery {
     pub linger: HumanDuration,
     /// Time that one attempt of one delivery may take.
     pub timeout: HumanDuration,
+    /// Deliveries that may be sent in a time, repeats counted; none: as many as the sink takes.
+    pub rate_limit: Option<Rate>,
     /// How attempts follow one another.
     pub retry: Retry,
     /// What happens to an event that the sink can never accept.
@@ -156,6 +161,7 @@ impl Default for Delivery {
             batch: None,
             linger: HumanDuration(Duration::ZERO),
             timeout: HumanDuration(Duration::from_secs(15)),
+            rate_limit: None,
             retry: Retry::default(),
             on_reject: OnReject::default(),
         }

@@ -1,6 +1,9 @@
 //! What the rest of walgate holds of a lane.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use tokio::{sync::Notify, time::Instant};
 use walgate_sink::Timestamp;
@@ -17,6 +20,10 @@ pub(super) struct Shared {
     core: Mutex<Core>,
     /// Wakes the runner.
     pub(super) wake: Notify,
+    /// Turns of the runner's loop so far.
+    turns: AtomicU64,
+    /// The runner's loop has ended.
+    ended: AtomicBool,
 }
 
 pub(super) struct Core {
@@ -27,7 +34,23 @@ pub(super) struct Core {
 
 impl Shared {
     pub(super) fn new(name: Arc<str>, lane: Lane) -> Self {
-        Shared { name, core: Mutex::new(Core { lane, parked: None }), wake: Notify::new() }
+        Shared {
+            name,
+            core: Mutex::new(Core { lane, parked: None }),
+            wake: Notify::new(),
+            turns: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// The runner's loop has made a turn.
+    pub(super) fn turn(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The runner's loop is over.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
@@ -71,6 +94,24 @@ impl LaneHandle {
         if wake {
             self.0.wake.notify_one();
         }
+    }
+
+    /// Makes the lane's task take a turn, whether there is something to do or not.
+    pub fn nudge(&self) {
+        self.0.wake.notify_one();
+    }
+
+    /// Turns that the lane's task has taken. If a [nudge](LaneHandle::nudge) does not move it, the task hangs: a sink
+    /// blocks its thread, or the runtime runs nothing any more.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.0.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether the lane has stopped, and takes no turns any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.0.ended.load(Ordering::Relaxed)
     }
 
     /// Deliveries that are not settled.

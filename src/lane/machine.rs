@@ -10,6 +10,7 @@ use super::{
     health::{Change, Evidence, Health, Permit, State},
     policy::LanePolicy,
     queue::Queue,
+    rate::Bucket,
     work::{Acknowledged, Finished, Flight, FlightId, Item, Note, Work},
 };
 use crate::{checkpoint::Ticket, config::OnReject};
@@ -29,6 +30,7 @@ pub struct Lane {
     /// Rejected and held for good, unsettled.
     pub(super) halted: Vec<Work>,
     pub(super) health: Health,
+    rate: Option<Bucket>,
     /// Attempts that were started.
     pub(super) attempts: u64,
     pub(super) last_error: Option<Trouble>,
@@ -77,6 +79,7 @@ impl Lane {
     #[must_use]
     pub fn new(policy: LanePolicy) -> Self {
         Lane {
+            rate: policy.rate_limit.map(Bucket::new),
             policy,
             queue: Queue::default(),
             backoffs: Backoffs::default(),
@@ -142,7 +145,8 @@ impl Lane {
             let item = self.backoffs.pop_trial(now)?;
             self.queue.again(item);
         }
-        let max = if trial { 1 } else { max.max(1) };
+        let allowed = self.rate.as_mut().map_or(usize::MAX, |rate| rate.available(now));
+        let max = if trial { 1 } else { max.max(1) }.min(allowed);
         let places = self.queue.ready().min(max);
         if places == 0 {
             return None;
@@ -162,6 +166,9 @@ impl Lane {
             delivery.attempt = attempts.saturating_add(1);
             batch.push(delivery);
             items.push(Remembered { ticket: work.ticket, route: work.route, failures, fatal_at });
+        }
+        if let Some(rate) = &mut self.rate {
+            rate.take(batch.len());
         }
         self.progress_at.get_or_insert(now);
         let id = FlightId(self.next_flight);
@@ -246,10 +253,21 @@ impl Lane {
         match self.health.state() {
             State::Closed | State::Checking | State::Trial { flight: Some(_) } => None,
             State::Down { probe_at } => Some(probe_at),
-            State::Up | State::Trial { flight: None } if self.queue.ready() > 0 => Some(now),
+            State::Up | State::Trial { flight: None } if self.queue.ready() > 0 => {
+                Some(self.limited_until(now).unwrap_or(now))
+            }
             State::Up => self.backoffs.first_due(),
             State::Trial { flight: None } => self.backoffs.first_trial(),
         }
+    }
+
+    /// Until when `delivery.rate_limit` keeps back what could be sent now; `None`: it keeps back nothing.
+    #[must_use]
+    pub fn limited_until(&self, now: Instant) -> Option<Instant> {
+        if self.available() == 0 {
+            return None;
+        }
+        self.rate.as_ref()?.next(now)
     }
 
     /// When the next probe is due, if the sink is down.

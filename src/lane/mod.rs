@@ -37,6 +37,9 @@
 //!    asks for, up to `max`. Only the end of an outage, or of a silence of several
 //!    failures in a row without any answer, cuts a pause short, and never the sink's own.
 //!
+//! 5. In any stretch of time no more attempts start than `delivery.rate_limit` allows, and one second's worth. The
+//!    same place in the queue is kept while a delivery waits for its turn.
+//!
 //! # The sink
 //!
 //! Up, down, checking, trial, closed: see the table in `health.rs`. An outage is one of: the sink says that somebody
@@ -52,6 +55,7 @@ mod machine;
 mod metrics;
 mod policy;
 mod queue;
+mod rate;
 mod runner;
 mod service;
 mod source;

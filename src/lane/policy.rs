@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Delivery, OnReject};
+use crate::config::{Delivery, OnReject, Rate};
 
 /// No pause is longer, whatever the configuration asks for: adding it to an [`std::time::Instant`] must not overflow.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -24,6 +24,8 @@ pub struct LanePolicy {
     pub unreachable_after: u32,
     /// This many rejections in a row without a success are an outage.
     pub rejections: u32,
+    /// Deliveries that may be sent in a time, repeats and trials counted; one second's worth at once.
+    pub rate_limit: Option<Rate>,
 }
 
 impl Default for LanePolicy {
@@ -42,6 +44,7 @@ impl From<&Delivery> for LanePolicy {
             fatal_initial: Duration::from_secs(1),
             unreachable_after: 5,
             rejections: 25,
+            rate_limit: delivery.rate_limit,
         }
     }
 }

@@ -119,6 +119,7 @@ impl Runner {
             self.probe(false);
         }
         loop {
+            self.shared.turn();
             let wake = match self.end {
                 Some((_, deadline)) if self.flights == 0 || deadline <= Instant::now() => break,
                 Some((_, deadline)) => Some(deadline),
@@ -137,6 +138,7 @@ impl Runner {
                 () = sleep_or_never(wake) => {}
             }
         }
+        self.shared.end();
         self.abandon_rest().await;
         self.close().await;
         self.end.map_or(LaneEnd::Stopped, |(end, _)| end)
@@ -197,6 +199,8 @@ impl Runner {
         let (wanted, wake) = match (sink, self.linger_until) {
             // Every place is taken: the end of a batch wakes the runner, whatever is pushed.
             (None, _) => (usize::MAX, core.lane.next_probe()),
+            // What is pushed changes nothing before the rate allows another delivery.
+            (Some(_), _) if core.lane.limited_until(now).is_some() => (usize::MAX, core.lane.next_wakeup(now)),
             (Some(sink), Some(until)) => (sink.batch, Some(until)),
             (Some(_), None) => (1, core.lane.next_wakeup(now)),
         };

@@ -81,6 +81,85 @@ pub(super) fn backstop(timeout: Duration, deliveries: usize) -> Duration {
 mod tests {
     use super::*;
 
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use tokio::time::{Instant, sleep};
+    use tower::ServiceExt as _;
+    use walgate_sink::{Capabilities, Delivery, Event, Outcome, Sink, SinkError, Target};
+
+    /// Takes its time for each batch, and counts those that are under way.
+    struct Slow {
+        takes: Duration,
+        under_way: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl Slow {
+        fn new(takes: Duration) -> Arc<Self> {
+            Arc::new(Slow { takes, under_way: AtomicUsize::new(0), most: AtomicUsize::new(0) })
+        }
+    }
+
+    impl Sink for Slow {
+        async fn deliver(&self, _: &Batch, report: &DeliveryReport) {
+            let under_way = self.under_way.fetch_add(1, SeqCst) + 1;
+            self.most.fetch_max(under_way, SeqCst);
+            report.acknowledged(0);
+            sleep(self.takes).await;
+            report.acknowledge_rest();
+            self.under_way.fetch_sub(1, SeqCst);
+        }
+
+        async fn check(&self) -> Result<(), SinkError> {
+            Ok(())
+        }
+
+        async fn close(&self) {}
+
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::default()
+        }
+    }
+
+    fn request() -> Request {
+        let delivery = Delivery {
+            event: Event::new("1", "order.created"),
+            target: Target::new(&[], []),
+            ordering_key: None,
+            dedup_id: "1".into(),
+            attempt: 1,
+        };
+        Request { batch: Batch::new(vec![delivery.clone(), delivery]), report: DeliveryReport::new(2) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_batches_are_with_the_sink_at_once_and_waiting_costs_no_time() {
+        let sink = Slow::new(Duration::from_secs(9));
+        let stack = stack(Arc::clone(&sink) as Arc<dyn DynSink>, 3, Duration::from_secs(10));
+        let started = Instant::now();
+        let calls: Vec<_> = (0..10).map(|_| tokio::spawn(stack.clone().oneshot(request()))).collect();
+        for call in calls {
+            // Four rounds of 9 s: those that waited three rounds for a place still had all of their time.
+            call.await.unwrap().unwrap();
+        }
+        assert_eq!((sink.most.load(SeqCst), started.elapsed()), (3, Duration::from_secs(36)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sink_that_does_not_return_is_dropped_after_the_backstop_and_frees_its_place() {
+        let sink = Slow::new(Duration::from_secs(3600));
+        let stack = stack(sink as Arc<dyn DynSink>, 1, Duration::from_secs(10));
+        for round in 1..=3 {
+            let (started, request) = (Instant::now(), request());
+            let report = request.report.clone();
+            let error = stack.clone().oneshot(request).await.unwrap_err();
+            assert!(error.is::<tower::timeout::error::Elapsed>(), "round {round}: {error}");
+            assert_eq!(started.elapsed(), Duration::from_secs(10));
+            let outcomes = report.take();
+            assert_eq!(outcomes, [Outcome::Acknowledged { duplicate: false }, Outcome::Unknown], "marks survive");
+        }
+    }
+
     #[test]
     fn the_backstop_is_longer_than_any_sink_may_take() {
         let second = Duration::from_secs(1);

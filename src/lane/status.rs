@@ -26,6 +26,8 @@ pub struct LaneStatus {
     pub oldest: Option<OldestEvent>,
     /// How long nothing has been settled although something waits; 0 where nothing waits.
     pub stalled_seconds: f64,
+    /// Whether `delivery.rate_limit` keeps deliveries waiting at this moment.
+    pub rate_limited: bool,
     /// Why the sink is down: `fatal`, `unreachable` or `rejections`.
     pub outage: Option<&'static str>,
     /// For how long it has been down.
@@ -42,6 +44,8 @@ pub struct LaneStatus {
 pub enum LaneState {
     /// Everything moves.
     Up,
+    /// It works, and more waits than `delivery.rate_limit` lets go.
+    Limited,
     /// Some deliveries wait for another attempt; the rest moves.
     Retrying,
     /// A rejected event holds its key; the rest moves.
@@ -89,22 +93,26 @@ impl Lane {
     /// `wall` is the wall clock's time at `now`.
     #[must_use]
     pub fn status(&self, now: Instant, wall: Timestamp) -> LaneStatus {
+        let limited = self.limited_until(now).is_some();
         let state = match self.health.state() {
             State::Closed => LaneState::Closed,
             State::Down { .. } => LaneState::Down,
             State::Checking | State::Trial { .. } => LaneState::Probing,
             State::Up if !self.halted.is_empty() => LaneState::Halted,
             State::Up if self.backoffs.len() > 0 => LaneState::Retrying,
+            State::Up if limited => LaneState::Limited,
             State::Up => LaneState::Up,
         };
         let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
         let oldest = self.oldest();
-        let stalled = oldest.as_ref().map_or(0.0, |oldest| {
-            let waiting =
-                Duration::from_micros(u64::try_from(wall.0.saturating_sub(oldest.committed_at.0)).unwrap_or(0))
-                    .as_secs_f64();
-            self.progress_at.map_or(waiting, |then| waiting.min(seconds_since(then)))
-        });
+        // A sink that is sent as much as it may be sent is not stuck, however long the pauses between two deliveries are.
+        let stalled =
+            oldest.as_ref().filter(|_| state != LaneState::Limited || self.in_flight > 0).map_or(0.0, |oldest| {
+                let waiting =
+                    Duration::from_micros(u64::try_from(wall.0.saturating_sub(oldest.committed_at.0)).unwrap_or(0))
+                        .as_secs_f64();
+                self.progress_at.map_or(waiting, |then| waiting.min(seconds_since(then)))
+            });
         LaneStatus {
             state,
             queued: self.queue.len(),
@@ -114,6 +122,7 @@ impl Lane {
             unsettled: self.unsettled(),
             oldest,
             stalled_seconds: stalled,
+            rate_limited: limited,
             outage: self.health.outage().map(|(cause, _)| cause.as_str()),
             outage_seconds: self.health.outage().map(|(_, since)| seconds_since(since)),
             attempts: self.attempts,

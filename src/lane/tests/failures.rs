@@ -117,3 +117,50 @@ fn the_status_shows_no_more_than_the_beginning_of_a_hostile_id() {
     let id = bench.status().oldest.unwrap().event_id;
     assert!(id.starts_with("\\u{1b}[31mxx") && id.len() < 300, "{id}");
 }
+
+#[test]
+fn a_rate_limits_deliveries_and_their_repeats() {
+    let mut bench = Bench::with(|policy| policy.rate_limit = Some("2/s".parse().unwrap()));
+    (0..6).for_each(|n| bench.push(&format!("{n}")));
+    let flight = bench.take().unwrap();
+    assert_eq!(flight.batch.len(), 2, "one second's worth");
+    assert!(bench.take().is_none());
+    assert_eq!((bench.until_wakeup(), bench.state()), (Some(Duration::from_millis(500)), LaneState::Limited));
+    assert!(bench.status().rate_limited);
+    bench.finish(&flight, vec![failed(FailureKind::Unavailable), ACK]);
+    bench.advance(Duration::from_millis(500));
+    assert_eq!(bench.sent(), ["1"], "the repeat first, for the one place that there is");
+    assert!(bench.take().is_none());
+    bench.advance(Duration::from_millis(700));
+    assert_eq!(bench.sent(), ["3"]);
+    bench.advance(Duration::from_secs(3600));
+    assert_eq!(bench.sent(), ["4", "5"], "no more than a second's worth was saved");
+}
+
+#[test]
+fn a_sink_at_its_rate_is_not_stuck() {
+    let mut bench = Bench::with(|policy| policy.rate_limit = Some("1/h".parse().unwrap()));
+    (0..3).for_each(|_| bench.push(""));
+    bench.round(&ACK);
+    bench.advance(Duration::from_secs(1800));
+    assert_eq!((bench.state(), bench.status().stalled_seconds), (LaneState::Limited, 0.0));
+    bench.advance(Duration::from_secs(1800));
+    let flight = bench.take().unwrap();
+    bench.advance(Duration::from_secs(90));
+    assert!(bench.status().stalled_seconds >= 90.0, "this one gets no answer");
+    bench.finish(&flight, vec![ACK]);
+    assert_eq!(bench.state(), LaneState::Limited);
+}
+
+#[test]
+fn a_trial_counts_too() {
+    let mut bench = Bench::with(|policy| policy.rate_limit = Some("1/m".parse().unwrap()));
+    bench.push("");
+    bench.round(&failed(FailureKind::Fatal));
+    bench.advance(SECOND);
+    assert_eq!(bench.probe(Ok(())), []);
+    assert!(bench.take().is_none());
+    bench.advance(bench.until_wakeup().unwrap());
+    assert_eq!(bench.now - bench.start, Duration::from_secs(60));
+    assert_eq!(bench.sent(), ["1"]);
+}

@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*};
 use walgate_sink::{FailureKind, SinkError};
 
 use super::*;
-use crate::lane::FlightId;
+use crate::{config::Rate, lane::FlightId};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -96,6 +96,9 @@ struct World {
     /// Tickets say no more than which event was settled.
     tickets: HashMap<Ticket, u64>,
     settled_of: HashMap<u64, u32>,
+    start: Instant,
+    /// Attempts so far.
+    sent: u128,
     jitter: f64,
     down: bool,
     trial: bool,
@@ -104,15 +107,18 @@ struct World {
 }
 
 impl World {
-    fn new(on_reject: OnReject) -> Self {
-        let policy = LanePolicy { on_reject, ..LanePolicy::default() };
+    fn new(on_reject: OnReject, rate_limit: Option<Rate>) -> Self {
+        let policy = LanePolicy { on_reject, rate_limit, ..LanePolicy::default() };
+        let now = Instant::now();
         let mut ring = Ring::new(Lsn(1));
         ring.begin(Lsn(1));
         World {
             lane: Lane::new(policy.clone()),
             policy,
             ring,
-            now: Instant::now(),
+            now,
+            start: now,
+            sent: 0,
             events: 0,
             known: BTreeMap::new(),
             flights: Vec::new(),
@@ -197,6 +203,13 @@ impl World {
         assert!((1..=max.max(1)).contains(&flight.batch.len()));
         let size: usize = flight.batch.iter().map(|delivery| delivery.event.size()).sum();
         assert!(size <= bytes || flight.batch.len() == 1, "{size} bytes of {bytes}");
+        self.sent += flight.batch.len() as u128;
+        if let Some(rate) = self.policy.rate_limit {
+            let (count, period) = (u128::from(rate.count().get()), rate.period().as_nanos());
+            let elapsed = (self.now - self.start).as_nanos();
+            let allowed = ((count * 1_000_000_000).max(period) + elapsed * count) / period;
+            assert!(self.sent <= allowed, "{} attempts, and {allowed} are allowed", self.sent);
+        }
         for delivery in flight.batch.iter() {
             let name = delivery.dedup_id.to_string();
             self.in_turn(&name);
@@ -367,9 +380,11 @@ proptest! {
     #[test]
     fn any_history_keeps_order_settles_once_and_forgets_nothing(
         skip in any::<bool>(),
+        rate in prop_oneof![3 => Just(None), 1 => Just(Some("5/s")), 1 => Just(Some("20/m")), 1 => Just(Some("3/h"))],
         steps in vec(step(), 1..150),
     ) {
-        let mut world = World::new(if skip { OnReject::Skip } else { OnReject::Halt });
+        let rate = rate.map(|rate| rate.parse().unwrap());
+        let mut world = World::new(if skip { OnReject::Skip } else { OnReject::Halt }, rate);
         for step in steps {
             world.step(step);
         }

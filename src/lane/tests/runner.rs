@@ -513,3 +513,30 @@ async fn pushes_from_another_thread_are_all_delivered_in_order() {
     }
     assert_eq!(rig.handle.unsettled(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_at_its_rate_wakes_by_itself_and_only_when_it_may_send() {
+    let sink = Arc::new(Scripted::willing());
+    let settings = LaneSettings {
+        policy: LanePolicy { rate_limit: Some("10/s".parse().unwrap()), ..LanePolicy::default() },
+        linger: Duration::from_millis(5),
+        ..LaneSettings::default()
+    };
+    let mut rig = Rig::with(SinkSource::connected(Arc::clone(&sink) as Arc<dyn DynSink>), settings, Arc::new(()));
+    let started = Instant::now();
+    for _ in 0..60 {
+        rig.push(&[""]);
+    }
+    until(|| rig.unsettled() == 50).await;
+    assert_eq!(rig.handle.status().state, LaneState::Limited);
+    let turns = rig.handle.turns();
+    for _ in 0..40 {
+        rig.push(&[""]);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rig.handle.turns(), turns, "a push to a lane at its rate wakes nobody");
+    rig.settled().await;
+    let took = started.elapsed();
+    assert!((Duration::from_millis(8_900)..Duration::from_millis(9_500)).contains(&took), "{took:?}");
+    assert_eq!(rig.stop(SECOND).await, LaneEnd::Stopped);
+}
