@@ -23,6 +23,7 @@ use crate::{
     postgres::ConnectSettings,
     registry::Registry,
     source::StreamOptions,
+    telemetry,
 };
 
 /// Arguments of `walgate run`.
@@ -40,6 +41,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the gateway.
 pub async fn run(args: RunArgs, registry: &Registry) -> ExitStatus {
+    telemetry::log_panics();
     match start(args, registry).await {
         Ok(status) | Err(status) => status,
     }

@@ -1,7 +1,6 @@
 //! Log lines and metrics of one lane.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,42 +9,24 @@ use walgate_sink::Timestamp;
 
 use super::{
     metrics::{DeliveryOutcome, Observer},
-    status::clip,
     work::{Acknowledged, Attempt, Finished, Note},
 };
-
-/// Of one cause, at most one line in this time.
-const QUIET: Duration = Duration::from_secs(1);
+use crate::telemetry::{Gates, clip};
 
 /// Writes down what happens. Events that are left out or held get a line each, whatever their number, because that
-/// line is all that is left of them; of anything else there is one line a second, which counts those it stands for.
+/// line is all that is left of them; of anything else [`Gates`] let fewer and fewer lines through, each of which counts
+/// those it stands for. The end of an outage is told if its beginning was.
 pub(super) struct Journal {
     sink: Arc<str>,
     observer: Arc<dyn Observer>,
-    gates: HashMap<&'static str, Gate>,
-}
-
-#[derive(Default)]
-struct Gate {
-    last: Option<Instant>,
-    suppressed: u64,
-}
-
-impl Gate {
-    /// Whether a line may be written now; then also how many were not, since the last one.
-    fn open(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < QUIET) {
-            self.suppressed += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.suppressed))
-    }
+    gates: Gates,
+    /// The log says that the sink is down.
+    told_down: bool,
 }
 
 impl Journal {
     pub(super) fn new(sink: Arc<str>, observer: Arc<dyn Observer>) -> Self {
-        Journal { sink, observer, gates: HashMap::new() }
+        Journal { sink, observer, gates: Gates::default(), told_down: false }
     }
 
     pub(super) fn observer(&self) -> &dyn Observer {
@@ -124,15 +105,21 @@ impl Journal {
             }
             Note::SinkDown { cause, error, delay } => {
                 self.observer.sink_up(false);
-                tracing::error!(sink = %self.sink, cause = cause.as_str(), next_probe = text(*delay), error,
+                let Some(suppressed) = self.open("down", now) else { return };
+                self.told_down = true;
+                tracing::error!(sink = %self.sink, cause = cause.as_str(), next_probe = text(*delay), suppressed, error,
                     "sink down: nothing is sent to it until it works again");
             }
             Note::ProbeFailed { error, delay } => {
                 let Some(suppressed) = self.open("probe", now) else { return };
+                self.told_down = true;
                 tracing::warn!(sink = %self.sink, next_probe = text(*delay), suppressed, error, "sink still down");
             }
             Note::SinkUp { outage } => {
                 self.observer.sink_up(true);
+                if !std::mem::take(&mut self.told_down) {
+                    return;
+                }
                 tracing::info!(sink = %self.sink, outage = text(*outage), "sink up again");
             }
             Note::SinkClosed { error } => {
@@ -143,7 +130,7 @@ impl Journal {
     }
 
     fn open(&mut self, cause: &'static str, now: Instant) -> Option<u64> {
-        self.gates.entry(cause).or_default().open(now)
+        self.gates.open(cause, now)
     }
 }
 
@@ -155,13 +142,88 @@ fn text(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{io, sync::Mutex};
+
+    use tracing_subscriber::fmt::MakeWriter;
+    use walgate_sink::{FailureKind, Position};
+
     use super::*;
+    use crate::lane::Outage;
+
+    /// Keeps what is logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Log {
+        type Writer = Log;
+
+        fn make_writer(&'a self) -> Log {
+            self.clone()
+        }
+    }
+
+    /// The lines that are written while `work` runs, without their times.
+    fn lines(work: impl FnOnce(&mut Journal)) -> Vec<String> {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time().finish();
+        tracing::subscriber::with_default(subscriber, || work(&mut Journal::new("bus".into(), Arc::new(()))));
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn retry(event_id: &str, kind: FailureKind) -> Note {
+        let attempt = Attempt { event_id: event_id.into(), position: Position::default(), route: 0, number: 3 };
+        Note::Retry { attempt, kind, error: "planted\nfailure".into(), delay: Duration::from_secs(1) }
+    }
 
     #[test]
-    fn one_line_a_second_counts_the_ones_it_stands_for() {
-        let (mut gate, start) = (Gate::default(), Instant::now());
-        let lines: Vec<_> =
-            [0, 10, 999, 1000, 1001, 5000].map(|ms| gate.open(start + Duration::from_millis(ms))).into();
-        assert_eq!(lines, [Some(0), None, None, Some(2), None, Some(1)]);
+    fn a_failing_sink_is_told_at_once_and_then_now_and_then() {
+        let start = Instant::now();
+        let lines = lines(|journal| {
+            for n in 0..100_000u64 {
+                let kind = if n % 2 == 0 { FailureKind::Timeout } else { FailureKind::Connection };
+                journal.notes(&[retry(&n.to_string(), kind)], start + Duration::from_millis(n));
+            }
+        });
+        // 100 s: at 0, 1, 3, 7, 15, 31 and 63 s, for each cause.
+        assert_eq!(lines.len(), 14, "{lines:#?}");
+        assert!(lines[0].contains("event_id=\"0\"") && lines[0].contains("suppressed=0"), "{}", lines[0]);
+        assert!(lines[1].contains("kind=\"connection\""), "another cause is told at once as well: {}", lines[1]);
+        assert!(lines[2].contains("suppressed=499"), "{}", lines[2]);
+    }
+
+    #[test]
+    fn a_sink_that_flaps_does_not_fill_the_log_and_the_end_of_an_outage_is_told_if_its_beginning_was() {
+        let start = Instant::now();
+        let (down, up) = (
+            Note::SinkDown { cause: Outage::Unreachable, error: "away".into(), delay: Duration::ZERO },
+            Note::SinkUp { outage: Duration::from_millis(50) },
+        );
+        let lines = lines(|journal| {
+            for n in 0..1000u64 {
+                journal.notes(std::slice::from_ref(&down), start + Duration::from_millis(n * 100));
+                journal.notes(std::slice::from_ref(&up), start + Duration::from_millis(n * 100 + 50));
+            }
+        });
+        let words: Vec<_> = lines.iter().map(|line| line.contains("up again")).collect();
+        assert_eq!(words, [false, true].repeat(7), "{lines:#?}");
+    }
+
+    #[test]
+    fn x15_nothing_of_an_event_or_an_answer_breaks_its_line() {
+        let id = format!("id\u{1b}[2J\r\n{}", "x".repeat(100_000));
+        let lines = lines(|journal| journal.notes(&[retry(&id, FailureKind::Timeout)], Instant::now()));
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert!(lines[0].len() < 1000 && !lines[0].contains('\u{1b}'), "{}", lines[0]);
     }
 }

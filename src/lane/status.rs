@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 use walgate_sink::{Position, Timestamp};
 
 use super::{Lane, health::State};
+use crate::telemetry::clip;
 
 /// The state of a sink and its lane at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -144,19 +145,6 @@ impl Lane {
         let oldest = flying.chain(held).map(|delivery| &delivery.event).min_by_key(|event| event.position)?;
         Some(OldestEvent { event_id: clip(&oldest.id), position: oldest.position, committed_at: oldest.committed_at })
     }
-}
-
-/// The beginning of an event's identity, control characters escaped: it is whatever a writer to the outbox put there.
-pub(super) fn clip(id: &str) -> String {
-    const LONGEST: usize = 256;
-    let mut text = String::with_capacity(id.len().min(LONGEST));
-    for char in id.chars().take(LONGEST) {
-        if char.is_control() { text.extend(char.escape_default()) } else { text.push(char) }
-    }
-    if id.chars().nth(LONGEST).is_some() {
-        text.push_str("...");
-    }
-    text
 }
 
 /// The time `ago` before `wall`, as RFC 3339.

@@ -3,9 +3,14 @@
 //! [`Intake`] takes one frame at a time and never waits; it says what has to be waited for before the next one. It
 //! is the only place where the source, the router, the checkpoint and the lanes meet.
 
-use std::{collections::HashSet, num::NonZeroU32};
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher as _, RandomState},
+    num::NonZeroU32,
+    time::Instant,
+};
 
-use walgate_sink::{ByteString, Event, Lsn, Position, Timestamp};
+use walgate_sink::{Event, Lsn, Position, Timestamp};
 
 use super::window;
 use crate::{
@@ -15,10 +20,11 @@ use crate::{
     metrics::Metrics,
     router::{Routed, Router},
     source::{Change, DecodeError, Frame, Inserted, MappingError, OutboxReader, Row, Unusable, pgoutput},
+    telemetry::{Gates, clip},
 };
 
-/// Event types that are remembered as logged: more are counted only.
-const LOGGED_TYPES: usize = 1000;
+/// Event types without a route that are logged: more are counted only. Each costs a line, and 8 bytes.
+const LOGGED_TYPES: usize = 200;
 
 /// Works that are handed to a lane at once.
 const PUSH: usize = 128;
@@ -70,7 +76,10 @@ pub struct Intake {
     unrouted: Unrouted,
     limits: Limits,
     metrics: Metrics,
-    logged_types: HashSet<ByteString>,
+    /// Hashes of the event types that were logged: the types themselves may be of any length.
+    logged_types: HashSet<u64>,
+    hasher: RandomState,
+    gates: Gates,
     commit: Option<Commit>,
     halted: bool,
 }
@@ -99,6 +108,8 @@ impl Intake {
             pending: lanes.iter().map(|_| Vec::with_capacity(PUSH)).collect(),
             routed: Vec::new(),
             logged_types: HashSet::new(),
+            hasher: RandomState::new(),
+            gates: Gates::default(),
             commit: None,
             halted: false,
             checkpoint,
@@ -291,15 +302,19 @@ impl Intake {
     }
 
     fn log_unusable(&mut self, row: &Unusable, position: Position) {
-        let event_id: String = String::from_utf8_lossy(&row.id).chars().take(200).collect();
+        let event_id = clip(&String::from_utf8_lossy(row.id.get(..1024).unwrap_or(&row.id)));
         let reason = &row.reason;
         match self.unrouted {
-            Unrouted::Drop => tracing::warn!(
-                lsn = %position,
-                event_id,
-                %reason,
-                "a row of the outbox is no event: it is dropped, and counted in walgate_discarded_events_total"
-            ),
+            Unrouted::Drop => {
+                let Some(suppressed) = self.gates.open(reason.as_str(), Instant::now()) else { return };
+                tracing::warn!(
+                    lsn = %position,
+                    event_id,
+                    %reason,
+                    suppressed,
+                    "a row of the outbox is no event: it is dropped, and counted in walgate_discarded_events_total"
+                );
+            }
             Unrouted::Halt => tracing::error!(
                 lsn = %position,
                 event_id,
@@ -311,21 +326,27 @@ impl Intake {
     }
 
     fn log_unrouted(&mut self, event: &Event) {
-        if self.logged_types.contains(&event.event_type) || self.logged_types.len() >= LOGGED_TYPES {
+        let known = self.logged_types.len();
+        if known > LOGGED_TYPES || !self.logged_types.insert(self.hasher.hash_one(&*event.event_type)) {
             return;
         }
-        self.logged_types.insert(ByteString::from(event.event_type.to_string()));
-        let event_type: String = event.event_type.chars().take(200).collect();
+        let (event_type, event_id) = (clip(&event.event_type), clip(&event.id));
         match self.unrouted {
+            Unrouted::Drop if known == LOGGED_TYPES => tracing::warn!(
+                event_type,
+                event_id,
+                "no route matches this event type either: that is more types than are logged; from now on events \
+                 without a route are only counted, in walgate_discarded_events_total"
+            ),
             Unrouted::Drop => tracing::warn!(
                 event_type,
-                event_id = %event.id,
+                event_id,
                 "no route matches this event type: its events are dropped (logged once per type, counted in \
                  walgate_discarded_events_total)"
             ),
             Unrouted::Halt => tracing::error!(
                 event_type,
-                event_id = %event.id,
+                event_id,
                 lsn = %event.position,
                 "no route matches this event and `unrouted: halt` is set: nothing more is read. Add a route for it, or \
                  set `unrouted: drop`, and restart"

@@ -1,5 +1,11 @@
 //! Logs: human on a terminal, JSON lines otherwise, on standard error.
 
+mod gate;
+mod panics;
+
+pub use gate::{Gate, Gates};
+pub use panics::log_panics;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
@@ -36,4 +42,38 @@ pub fn init(format: LogFormat, filter: &str, color: bool) -> Result<(), String> 
         let _ = builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init();
     }
     Ok(())
+}
+
+/// Characters of a text from outside that go into a log line or a status.
+const LONGEST: usize = 256;
+
+/// The beginning of a text from outside (an event's identity, its type, a panic's message), control characters escaped:
+/// it is whatever somebody put there.
+#[must_use]
+pub fn clip(text: &str) -> String {
+    let mut clipped = String::with_capacity(text.len().min(LONGEST));
+    for char in text.chars().take(LONGEST) {
+        if char.is_control() || is_bidi(char) { clipped.extend(char.escape_default()) } else { clipped.push(char) }
+    }
+    if text.chars().nth(LONGEST).is_some() {
+        clipped.push_str("...");
+    }
+    clipped
+}
+
+/// Characters that turn the direction of the text around them: a line must not read as another one.
+fn is_bidi(char: char) -> bool {
+    matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_from_outside_is_short_and_plain() {
+        assert_eq!(clip("order.created"), "order.created");
+        assert_eq!(clip("a\u{1b}[31m\r\nb\u{9b}\u{202e}"), "a\\u{1b}[31m\\r\\nb\\u{9b}\\u{202e}");
+        assert_eq!(clip(&"é".repeat(1_000_000)).chars().count(), LONGEST + 3);
+    }
 }
