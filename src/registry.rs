@@ -7,7 +7,7 @@ use walgate_sink::{ErasedFactory, SinkFactory, erase};
 use crate::config::KindCatalog;
 
 /// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
-pub const OPTIONAL_KINDS: &[(&str, &str)] = &[("webhook", "webhook")];
+pub const OPTIONAL_KINDS: &[(&str, &str)] = &[("nats", "nats"), ("webhook", "webhook")];
 
 /// Sink factories by kind.
 #[derive(Clone, Default)]
@@ -22,6 +22,8 @@ impl Registry {
         let registry = Registry::default()
             .with::<walgate_sink_stdout::StdoutFactory>()
             .with::<walgate_sink_discard::DiscardFactory>();
+        #[cfg(feature = "nats")]
+        let registry = registry.with::<walgate_sink_nats::NatsFactory>();
         #[cfg(feature = "webhook")]
         let registry = registry.with::<walgate_sink_webhook::WebhookFactory>();
         registry
@@ -70,8 +72,10 @@ mod tests {
         for kind in ["stdout", "discard"] {
             assert_eq!(registry.get(kind).map(|factory| factory.kind()), Some(kind));
         }
-        for (kind, feature) in OPTIONAL_KINDS {
-            assert_eq!(registry.get(kind).is_some(), cfg!(feature = "webhook"), "{kind} comes with feature {feature}");
+        let compiled = [("nats", cfg!(feature = "nats")), ("webhook", cfg!(feature = "webhook"))];
+        assert_eq!(compiled.map(|(kind, _)| kind), *OPTIONAL_KINDS.iter().map(|(kind, _)| *kind).collect::<Vec<_>>());
+        for ((kind, feature), (_, compiled)) in OPTIONAL_KINDS.iter().zip(compiled) {
+            assert_eq!(registry.get(kind).is_some(), compiled, "{kind} comes with feature {feature}");
         }
         assert!(registry.kinds().is_sorted());
         assert!(registry.get("kafak").is_none());

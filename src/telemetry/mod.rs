@@ -22,12 +22,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// Libraries that log by themselves what their sink reports, at levels of their own: said once is enough. A filter that
+/// names one switches it on again.
+const SILENT: &str = "async_nats=off";
+
 /// Starts logging. `filter` is a `tracing` filter such as `info` or `walgate=debug`. Only the first call counts.
 ///
 /// # Errors
 /// The filter cannot be read.
 pub fn init(format: LogFormat, filter: &str, color: bool) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter)
+    let filter = EnvFilter::try_new(format!("{SILENT},{filter}"))
         .map_err(|error| format!("`{filter}` is not a log filter: {error}; write a level such as info or debug"))?;
     let human = match format {
         LogFormat::Auto => std::io::stderr().is_terminal(),

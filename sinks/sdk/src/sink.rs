@@ -23,6 +23,12 @@ pub trait Sink: Send + Sync + 'static {
     /// Whether the sink can be reached and would take deliveries: without sending one.
     fn check(&self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
+    /// What the last check that passed has found to be a risk, such as storage that does not survive a restart; one
+    /// sentence each, for the operator.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Flushes and disconnects. May be called twice, and deliveries after it fail.
     fn close(&self) -> impl Future<Output = ()> + Send;
 
@@ -111,6 +117,8 @@ pub trait DynSink: Send + Sync {
     fn deliver<'a>(&'a self, batch: &'a Batch, report: &'a DeliveryReport) -> BoxFuture<'a, ()>;
     /// See [`Sink::check`].
     fn check(&self) -> BoxFuture<'_, Result<(), SinkError>>;
+    /// See [`Sink::warnings`].
+    fn warnings(&self) -> Vec<String>;
     /// See [`Sink::close`].
     fn close(&self) -> BoxFuture<'_, ()>;
     /// See [`Sink::capabilities`].
@@ -124,6 +132,10 @@ impl<S: Sink> DynSink for S {
 
     fn check(&self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(Sink::check(self))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        Sink::warnings(self)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -37,6 +37,7 @@ struct SinkAnswer<'a> {
     name: &'a str,
     kind: &'a str,
     error: Option<String>,
+    warnings: Vec<String>,
 }
 
 /// Exit status 0: sound; 2: the configuration is not; 3: PostgreSQL or a sink is not as it must be.
@@ -129,15 +130,16 @@ async fn ask(sink: &Sink) -> SinkAnswer<'_> {
         let context = SinkContext::new(sink.name.as_str(), sink.delivery.timeout.0);
         let connected = sink.factory.connect(&sink.settings, context).await?;
         let answer = connected.check().await;
+        let warnings = connected.warnings();
         connected.close().await;
-        answer
+        answer.map(|()| warnings)
     };
-    let error = match tokio::time::timeout(patience, asked).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("no answer within {} s", patience.as_secs())),
+    let (error, warnings) = match tokio::time::timeout(patience, asked).await {
+        Ok(Ok(warnings)) => (None, warnings),
+        Ok(Err(error)) => (Some(error.to_string()), Vec::new()),
+        Err(_) => (Some(format!("no answer within {} s", patience.as_secs())), Vec::new()),
     };
-    SinkAnswer { name: &sink.name, kind: &sink.kind, error }
+    SinkAnswer { name: &sink.name, kind: &sink.kind, error, warnings }
 }
 
 fn as_text(server: &str, findings: &[Finding], answers: &[SinkAnswer<'_>], out: &mut dyn Write) -> std::io::Result<()> {
@@ -158,10 +160,13 @@ fn as_text(server: &str, findings: &[Finding], answers: &[SinkAnswer<'_>], out: 
     for finding in findings {
         writeln!(out, "{}: {finding}", mark(Some(finding.severity)))?;
     }
-    for SinkAnswer { name, kind, error } in answers {
+    for SinkAnswer { name, kind, error, warnings } in answers {
         match error {
             None => writeln!(out, "{}: sink {name} ({kind}) answers", mark(None))?,
             Some(error) => writeln!(out, "{}: sink {name} ({kind}): {error}", mark(Some(Severity::Error)))?,
+        }
+        for warning in warnings {
+            writeln!(out, "{}: sink {name} ({kind}): {warning}", mark(Some(Severity::Warning)))?;
         }
     }
     Ok(())
@@ -170,7 +175,10 @@ fn as_text(server: &str, findings: &[Finding], answers: &[SinkAnswer<'_>], out: 
 fn as_json(findings: &[Finding], answers: &[SinkAnswer<'_>], sound: bool, out: &mut dyn Write) -> std::io::Result<()> {
     let sinks: Vec<_> = answers
         .iter()
-        .map(|answer| json!({ "name": answer.name, "kind": answer.kind, "ok": answer.error.is_none(), "error": answer.error }))
+        .map(|answer| {
+            let SinkAnswer { name, kind, error, warnings } = answer;
+            json!({ "name": name, "kind": kind, "ok": error.is_none(), "error": error, "warnings": warnings })
+        })
         .collect();
     writeln!(out, "{:#}", json!({ "ok": sound, "postgres": findings, "sinks": sinks }))
 }

@@ -1,0 +1,18 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod classify;
+mod config;
+mod connector;
+mod generation;
+mod headers;
+mod link;
+mod message;
+mod sink;
+mod streams;
+mod subject;
+mod text;
+mod tls;
+
+pub use config::{NatsConfig, NoStream, TlsConfig};
+pub use sink::{NatsFactory, NatsSink};

@@ -1,0 +1,227 @@
+//! From a delivery to its message.
+
+use std::fmt;
+
+use async_nats::jetstream::message::PublishMessage;
+use walgate_sink::{ByteString, Delivery, Event, RejectReason, Rejection, Secret};
+
+use crate::{
+    headers::{self, Headers},
+    subject, text,
+};
+
+/// W3C trace context: forwarded under its own names.
+const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+
+/// Makes messages out of deliveries. What is the same in all of them is made once.
+pub(crate) struct Messages {
+    headers: Vec<(String, Secret)>,
+    /// `content-type` stands among the configured headers.
+    typed: bool,
+    /// The configured subject, where it is the same for every event.
+    fixed: Option<String>,
+}
+
+/// A message, and what its server has to be asked before it is sent.
+pub(crate) struct Message {
+    pub(crate) subject: ByteString,
+    /// Whether the subject is the same for every event.
+    pub(crate) fixed: bool,
+    pub(crate) publish: PublishMessage,
+    payload: usize,
+    headers: usize,
+}
+
+impl fmt::Debug for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Messages").field("fixed", &self.fixed).finish_non_exhaustive()
+    }
+}
+
+impl Messages {
+    /// `subject` is the configuration's own template.
+    pub(crate) fn new(headers: Vec<(String, Secret)>, subject: Option<&str>) -> Self {
+        let typed = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+        let fixed = subject.filter(|subject| !subject::is_template(subject)).map(str::to_owned);
+        Messages { headers, typed, fixed }
+    }
+
+    /// The message of a delivery.
+    pub(crate) fn build(&self, delivery: &Delivery) -> Result<Message, Rejection> {
+        let event = &delivery.event;
+        let subject = delivery.target.get("subject").cloned().unwrap_or_default();
+        subject::check(&subject).map_err(|why| {
+            let shown = text::excerpt(subject.as_bytes(), &[]);
+            let message = format!("the rendered subject `{shown}` cannot be published to: {why}");
+            Rejection::new(RejectReason::InvalidTarget, message)
+        })?;
+        if event.id.is_empty() || delivery.dedup_id.is_empty() {
+            return Err(invalid("the event's id is empty, and the server deduplicates by it"));
+        }
+        let headers = self.headers_of(event, &delivery.dedup_id)?;
+        let (length, payload) = (headers.len(), event.payload.clone().unwrap_or_default());
+        Ok(Message {
+            fixed: self.fixed.as_deref() == Some(&*subject),
+            subject,
+            payload: payload.len(),
+            headers: length,
+            publish: PublishMessage::build().headers(headers.into_map()).payload(payload),
+        })
+    }
+
+    fn headers_of(&self, event: &Event, dedup_id: &str) -> Result<Headers, Rejection> {
+        let mut headers = Headers::new();
+        let mut fits = headers.add("Nats-Msg-Id", &headers::field(dedup_id));
+        fits &= headers.add("id", &headers::field(&event.id));
+        fits &= headers.add("walgate-event-type", &headers::field(&event.event_type));
+        if let Some(key) = &event.key {
+            fits &= headers.add("walgate-key", &headers::field(key));
+        }
+        fits &= headers.add("walgate-position", &event.position.to_string());
+        fits &= headers.add("walgate-committed-at", &event.committed_at.to_string());
+        if event.payload.is_some() && !self.typed {
+            fits &= headers.add("content-type", event.format.content_type());
+        }
+        for (name, value) in &self.headers {
+            fits &= headers.add(name, value.expose());
+        }
+        let mut traced = [false; TRACE.len()];
+        for (name, value) in event.headers.iter() {
+            match TRACE.iter().position(|trace| name.eq_ignore_ascii_case(trace)) {
+                Some(index) => {
+                    // Two of them would be none.
+                    if !std::mem::replace(&mut traced[index], true) {
+                        fits &= headers.add(TRACE[index], &headers::foreign(value));
+                    }
+                }
+                None => fits &= headers.add(&headers::forwarded_name(name), &headers::field(value)),
+            }
+        }
+        if fits { Ok(headers) } else { Err(invalid("a field of the event does not fit into a header")) }
+    }
+}
+
+impl Message {
+    /// Whether a server that takes messages of `max_payload` bytes takes this one.
+    pub(crate) fn check_size(&self, max_payload: usize, server: &str) -> Result<(), Rejection> {
+        let size = self.payload + self.headers;
+        if size <= max_payload {
+            return Ok(());
+        }
+        let message = format!(
+            "the message has {size} bytes ({} of payload, {} of headers), and {server} takes {max_payload} at the most: \
+             raise its `max_payload`, or publish less",
+            self.payload, self.headers
+        );
+        Err(Rejection::new(RejectReason::TooLarge, message))
+    }
+}
+
+fn invalid(message: &str) -> Rejection {
+    Rejection::new(RejectReason::InvalidEvent, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use walgate_sink::{Bytes, SinkFactory as _, Target};
+
+    use super::*;
+    use crate::NatsFactory;
+
+    fn delivery(subject: &str, event: Event) -> Delivery {
+        Delivery {
+            dedup_id: format!("{}-0123", event.id).into(),
+            event,
+            target: Target::new(NatsFactory::TARGET, [Some(subject.into())]),
+            ordering_key: None,
+            attempt: 1,
+        }
+    }
+
+    /// The header block as the server sees it, line by line in order of the names.
+    fn lines(headers: Headers) -> Vec<String> {
+        let map = headers.into_map();
+        let mut lines: Vec<String> = map
+            .iter()
+            .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}: {}", value.as_str())))
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    fn event() -> Event {
+        let mut event = Event::new("e1", "order.created");
+        event.key = Some("k 1".into());
+        event.payload = Some(Bytes::from_static(b"{}"));
+        event.headers = [("Tenant", "t%"), ("TraceParent", "00-a"), ("traceparent", "00-b"), ("Nats-Rollup", "all")]
+            .map(|(name, value)| (name.into(), value.into()))
+            .into_iter()
+            .collect();
+        event
+    }
+
+    #[test]
+    fn headers_carry_what_is_not_the_payload() {
+        let messages = Messages::new(vec![("x-region".into(), Secret::new("eu"))], Some("orders"));
+        let lines = lines(messages.headers_of(&event(), "e1-0123").unwrap());
+        assert_eq!(
+            lines,
+            [
+                "Nats-Msg-Id: e1-0123",
+                "content-type: application/json",
+                "id: e1",
+                "traceparent: 00-a",
+                "walgate-committed-at: 1970-01-01T00:00:00.000000Z",
+                "walgate-event-type: order.created",
+                "walgate-header-Nats-Rollup: all",
+                "walgate-header-Tenant: t%25",
+                "walgate-key: k 1",
+                "walgate-position: 0/0#0",
+                "x-region: eu",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_null_payload_has_no_type_and_configured_types_stay() {
+        let mut event = Event::new("e1", "t");
+        let plain = Messages::new(Vec::new(), None);
+        assert!(!lines(plain.headers_of(&event, "e1").unwrap()).iter().any(|line| line.starts_with("content-type")));
+        event.payload = Some(Bytes::new());
+        let typed = Messages::new(vec![("Content-Type".into(), Secret::new("x/y"))], None);
+        let lines = lines(typed.headers_of(&event, "e1").unwrap());
+        assert!(lines.contains(&"Content-Type: x/y".to_owned()));
+        assert!(!lines.iter().any(|line| line.starts_with("content-type")));
+    }
+
+    #[test]
+    fn sizes_are_known_before_sending() {
+        let messages = Messages::new(Vec::new(), Some("orders"));
+        let message = messages.build(&delivery("orders", event())).unwrap();
+        assert!(message.fixed);
+        let size = message.payload + message.headers;
+        assert_eq!(message.check_size(size, "127.0.0.1:4222"), Ok(()));
+        let rejection = message.check_size(size - 1, "127.0.0.1:4222").unwrap_err();
+        assert_eq!(rejection.reason, RejectReason::TooLarge);
+        let expected = format!("has {size} bytes (2 of payload, {} of headers)", size - 2);
+        assert!(rejection.message.contains(&expected), "{rejection}");
+        assert!(rejection.message.contains("127.0.0.1:4222 takes"), "{rejection}");
+        assert!(!messages.build(&delivery("orders.x", event())).unwrap().fixed);
+    }
+
+    #[test]
+    fn bad_subjects_and_empty_ids_are_rejected() {
+        let messages = Messages::new(Vec::new(), None);
+        let reason = |subject: &str, id: &str| {
+            let mut delivery = delivery(subject, Event::new(id, "t"));
+            delivery.dedup_id = id.into();
+            messages.build(&delivery).err().unwrap()
+        };
+        for subject in ["", "a b", "a.*", "a\r\nPUB b 0\r\n\r\n", "$JS.API.STREAM.PURGE.x", "a..b"] {
+            let rejection = reason(subject, "e1");
+            assert_eq!(rejection.reason, RejectReason::InvalidTarget, "{subject:?}");
+            assert!(!rejection.message.contains(['\r', '\n']), "{rejection}");
+        }
+        assert_eq!(reason("orders", "").reason, RejectReason::InvalidEvent);
+    }
+}
