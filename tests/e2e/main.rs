@@ -12,6 +12,8 @@ mod configuration;
 mod crash;
 #[cfg(feature = "demo")]
 mod demo;
+#[cfg(feature = "nats")]
+mod nats;
 mod receivers;
 mod rig;
 mod secrets;

@@ -10,6 +10,10 @@ pub mod http1;
 pub mod http_get;
 pub mod listen;
 pub mod lsn;
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(feature = "nats")]
+pub mod nats_wire;
 pub mod oracle;
 pub mod pgwire;
 pub mod postgres;
