@@ -418,3 +418,191 @@ fn the_servers_log_stays_free_of_protocol_errors_and_other_keys_go_on() {
     assert_eq!(server.stored("ORDERS")[0].id(), well);
     assert!(!server.log().contains("Parser ERROR"), "{}", server.log());
 }
+
+/// One event arrives at the server as the sink is set up; `check --connect` passes too.
+#[track_caller]
+fn assert_delivers(rig: &Rig, server: &NatsServer, setup: &Setup) {
+    check(setup).expect(0, &["sink bus (nats) answers"]);
+    let before = server.count("ORDERS");
+    let mut walgate = Walgate::run(setup);
+    let id = rig.insert("k");
+    rig.wait_confirmed(&mut walgate, &id);
+    assert_eq!(server.count("ORDERS"), before + 1);
+    walgate.terminate();
+    walgate.wait_for_end(DEADLINE).expect(0, &[]);
+}
+
+const PASSWORD: &str = "canary-nats-password-41c0";
+const TOKEN: &str = "canary-nats-token-9b7e";
+/// A pair from NATS's own documentation.
+const SEED: &str = "SUANQDPB2RUOE4ETUA26CNX7FUKE5ZZKFCQIIW63OX225F2CO7UEXTM7ZY";
+const PUBLIC: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+
+#[test]
+fn credentials_are_used_and_wrong_ones_are_named_and_not_shown() {
+    let rig = Rig::new();
+    let users = format!(
+        "authorization {{ users: [ {{ user: walgate, password: {PASSWORD:?} }}, {{ nkey: {PUBLIC} }}, \
+         {{ user: limited, password: {PASSWORD:?}, permissions: {{ publish: [\"$JS.API.>\"], subscribe: \"_INBOX.>\" }} }}, \
+         {{ user: blind, password: {PASSWORD:?}, permissions: {{ publish: [\"orders.>\"], subscribe: \"_INBOX.>\" }} }} ] }}"
+    );
+    let login = Login { connect: Some(json!({ "user": "walgate", "pass": PASSWORD })), tls: None };
+    let server = NatsServer::with(&users, login);
+    server.add_stream("ORDERS", &["orders.>"], json!({}));
+    let with = |more: &str| {
+        let more = format!(", subject: orders.all{more}");
+        rig.source()
+            .sink(&bus(server.port(), &more, IMPATIENT))
+            .route("**", "bus")
+            .env("RUST_LOG", "trace,async_nats=trace")
+    };
+    assert_delivers(&rig, &server, &with(&format!(", user: walgate, password: {PASSWORD:?}")));
+    let folder = crate::support::processes::folder("secret");
+    let file = folder.join("password");
+    std::fs::write(&file, format!("{PASSWORD}\n")).expect("a file");
+    assert_delivers(&rig, &server, &with(&format!(", user: walgate, password_file: {file:?}")));
+    assert_delivers(&rig, &server, &with(&format!(", nkey: {SEED}")));
+    // Without the right to look at streams it says so, and goes on.
+    let blind = with(&format!(", user: blind, password: {PASSWORD:?}"));
+    check(&blind).expect(0, &["could not be looked at", "$JS.API.STREAM.NAMES"]);
+    assert_delivers(&rig, &server, &blind);
+
+    let silent = |text: &str| {
+        for secret in [PASSWORD, TOKEN, SEED] {
+            assert!(!text.contains(secret), "{secret} is shown in:\n{text}");
+        }
+    };
+    for wrong in [
+        String::new(),
+        format!(", user: walgate, password: \"{PASSWORD}x\""),
+        format!(", user: nobody, password: {PASSWORD:?}"),
+        format!(", token: {TOKEN}"),
+    ] {
+        let ended = check(&with(&wrong));
+        ended.expect(3, &[&format!("127.0.0.1:{} does not accept the credentials", server.port())]);
+        silent(&ended.output());
+    }
+    let mut walgate = Walgate::run(&with(&format!(", token: {TOKEN}")));
+    let id = rig.insert("k");
+    walgate.wait_log(&["does not accept the credentials"]);
+    rig.assert_not_passed(&id);
+    silent(&walgate.status().expect("a status").to_string());
+    walgate.terminate();
+    silent(&walgate.wait_for_end(DEADLINE).output());
+    // What is left has to go to somebody who may.
+    let mut walgate = Walgate::run(&with(&format!(", user: limited, password: {PASSWORD:?}")));
+    walgate.wait_log(&["does not let the user publish to `orders.all`"]);
+    rig.assert_not_passed(&id);
+    walgate.terminate();
+    silent(&walgate.wait_for_end(DEADLINE).output());
+    assert_delivers(&rig, &server, &with(&format!(", user: walgate, password: {PASSWORD:?}")));
+}
+
+#[test]
+fn a_token_is_used() {
+    let rig = Rig::new();
+    let login = Login { connect: Some(json!({ "auth_token": TOKEN })), tls: None };
+    let server = NatsServer::with(&format!("authorization {{ token: {TOKEN:?} }}"), login);
+    server.add_stream("ORDERS", &["orders.>"], json!({}));
+    let more = format!(", subject: orders.all, token: {TOKEN}");
+    assert_delivers(&rig, &server, &rig.source().sink(&bus(server.port(), &more, IMPATIENT)).route("**", "bus"));
+}
+
+/// A CA, and what it has signed, in files.
+struct Certificates {
+    folder: std::path::PathBuf,
+}
+
+impl Certificates {
+    fn new() -> Certificates {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+        let folder = crate::support::processes::folder("tls");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.distinguished_name.push(rcgen::DnType::CommonName, "walgate test CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
+        std::fs::write(folder.join("ca.crt"), issuer.pem()).expect("a file");
+        for name in ["server", "client"] {
+            let key = KeyPair::generate().expect("a key");
+            let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+            let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+            std::fs::write(folder.join(format!("{name}.crt")), certificate.pem()).expect("a file");
+            std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).expect("a file");
+        }
+        Certificates { folder }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    /// `tls { }` of the server.
+    fn server(&self, verify: bool) -> String {
+        let [certificate, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| self.file(name));
+        format!("tls {{ cert_file: {certificate:?}, key_file: {key:?}, ca_file: {ca:?}, verify: {verify} }}")
+    }
+
+    /// How the test itself connects.
+    fn login(&self) -> Login {
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+        let read = |name: &str| CertificateDer::from_pem_file(self.folder.join(name)).expect("a certificate");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(read("ca.crt")).expect("a root");
+        let key = PrivateKeyDer::from_pem_file(self.folder.join("client.key")).expect("a key");
+        let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![read("client.crt")], key)
+            .expect("a client's certificate");
+        Login { connect: None, tls: Some(config.into()) }
+    }
+}
+
+/// A sink `bus` over TLS; `tls` is the inside of its `tls: { }`.
+fn over_tls(rig: &Rig, address: &str, tls: &str) -> Setup {
+    rig.source()
+        .sink(&format!(
+            "bus: {{ nats: {{ servers: [{address:?}], subject: orders.all, tls: {{ {tls} }} }}, delivery: {{ {IMPATIENT} }} }}"
+        ))
+        .route("**", "bus")
+}
+
+#[test]
+fn tls_is_verified_and_never_left_out() {
+    let (rig, ours, theirs) = (Rig::new(), Certificates::new(), Certificates::new());
+    let server = NatsServer::with(&ours.server(false), ours.login());
+    server.add_stream("ORDERS", &["orders.>"], json!({}));
+    let trusted = format!("ca_file: {:?}", ours.file("ca.crt"));
+    let (named, numbered) = (format!("localhost:{}", server.port()), format!("127.0.0.1:{}", server.port()));
+    assert_delivers(&rig, &server, &over_tls(&rig, &named, &trusted));
+    assert_delivers(&rig, &server, &over_tls(&rig, &format!("tls://{named}"), &format!("{trusted}, required: false")));
+    assert_delivers(&rig, &server, &over_tls(&rig, &numbered, "insecure_skip_verify: true"));
+    for (address, tls, says) in [
+        (&named, format!("ca_file: {:?}", theirs.file("ca.crt")), "not signed by a CA that is trusted here"),
+        (&numbered, trusted.clone(), "for another host name"),
+        (&named, "ca_file: /nonexistent/ca.crt".to_owned(), "the CA file /nonexistent/ca.crt cannot be used"),
+    ] {
+        check(&over_tls(&rig, address, &tls)).expect(3, &[says]);
+    }
+    // A server without TLS gets nothing, not even a CONNECT.
+    let plain = NatsServer::start();
+    plain.add_stream("ORDERS", &["orders.>"], json!({}));
+    let ended = check(&over_tls(&rig, &format!("localhost:{}", plain.port()), &trusted));
+    ended.expect(3, &["no connection to localhost"]);
+}
+
+#[test]
+fn mutual_tls_shows_the_clients_certificate() {
+    let (rig, ours) = (Rig::new(), Certificates::new());
+    let server = NatsServer::with(&ours.server(true), ours.login());
+    server.add_stream("ORDERS", &["orders.>"], json!({}));
+    let address = format!("localhost:{}", server.port());
+    let trusted = format!("ca_file: {:?}", ours.file("ca.crt"));
+    let shown = format!("{trusted}, cert_file: {:?}, key_file: {:?}", ours.file("client.crt"), ours.file("client.key"));
+    assert_delivers(&rig, &server, &over_tls(&rig, &address, &shown));
+    check(&over_tls(&rig, &address, &trusted)).expect(3, &["does not accept the client's certificate, or misses one"]);
+    let crossed =
+        format!("{trusted}, cert_file: {:?}, key_file: {:?}", ours.file("client.crt"), ours.file("server.key"));
+    check(&over_tls(&rig, &address, &crossed)).expect(3, &["do not go together"]);
+}
