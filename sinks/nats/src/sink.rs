@@ -119,7 +119,7 @@ impl NatsSink {
         if self.looked.load(Ordering::Relaxed) {
             return Ok(generation);
         }
-        match self.look(&generation.server).at(&generation.context).await {
+        match self.look(&generation.server).at(&generation).await {
             // One of several deliveries at once logs it.
             Ok(found) if !self.looked.swap(true, Ordering::Relaxed) => {
                 for warning in found.warnings {
@@ -270,7 +270,7 @@ impl Sink for NatsSink {
     async fn check(&self) -> Result<(), SinkError> {
         let generation = self.link.generation(Instant::now() + self.timeout).await?;
         let doubt = Doubt::over(&generation);
-        let found = self.look(&generation.server).at(&generation.context).await;
+        let found = self.look(&generation.server).at(&generation).await;
         if !generation.is_sound() {
             let fault = generation.fault();
             return Err(SinkError::retryable(format!("no connection to {}: {fault}", generation.server)));

@@ -2,16 +2,12 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    Context,
-    context::{RequestError, RequestErrorKind},
-    response::Response,
-};
+use async_nats::jetstream::{context::RequestErrorKind, response::Response};
 use serde::Deserialize;
 use serde_json::json;
 use walgate_sink::{Secret, SinkError};
 
-use crate::{NoStream, subject, text};
+use crate::{NoStream, generation::Generation, subject, text};
 
 /// Streams that are looked at: a filter such as `>` may fit any number.
 const MAX_STREAMS: usize = 16;
@@ -77,10 +73,11 @@ impl Look<'_> {
     ///
     /// # Errors
     /// No event could be stored: there is no stream, JetStream is off, or the stream acknowledges nothing.
-    pub(crate) async fn at(&self, context: &Context) -> Result<Found, SinkError> {
+    pub(crate) async fn at(&self, generation: &Generation) -> Result<Found, SinkError> {
         let mut found = Found::default();
         let filter = self.subject.map_or_else(|| ">".to_owned(), subject::filter);
-        let names = match self.ask::<Names>(context, "STREAM.NAMES".to_owned(), &json!({ "subject": filter })).await {
+        let names = match self.ask::<Names>(generation, "STREAM.NAMES".to_owned(), &json!({ "subject": filter })).await
+        {
             Ok(names) => names.streams.unwrap_or_default(),
             Err(Unanswered::Off(error)) => return Err(error),
             Err(Unanswered::Unknown { warning, silent }) => return Ok(Found { warnings: vec![warning], silent }),
@@ -90,7 +87,7 @@ impl Look<'_> {
             return Ok(found);
         }
         for name in names.iter().take(MAX_STREAMS) {
-            match self.ask::<Info>(context, format!("STREAM.INFO.{name}"), &json!(null)).await {
+            match self.ask::<Info>(generation, format!("STREAM.INFO.{name}"), &json!(null)).await {
                 Ok(info) => {
                     if let Some(subject) = self.subject {
                         refuses(&info.config, subject, self.server)?;
@@ -125,7 +122,7 @@ impl Look<'_> {
 
     async fn ask<T: serde::de::DeserializeOwned>(
         &self,
-        context: &Context,
+        generation: &Generation,
         question: String,
         body: &serde_json::Value,
     ) -> Result<T, Unanswered> {
@@ -138,6 +135,10 @@ impl Look<'_> {
             );
             Unanswered::Unknown { warning, silent }
         };
+        let context = &generation.context;
+        let subject = format!("$JS.API.{question}");
+        let mut notices = generation.notices();
+        let since = notices.borrow_and_update().denied();
         // An empty body asks for what needs none.
         let asked = async {
             if body.is_null() {
@@ -146,14 +147,25 @@ impl Look<'_> {
                 context.request(question, body).await
             }
         };
+        let asked = async {
+            tokio::select! {
+                biased;
+                answer = asked => Some(answer),
+                // A refusal is no answer; nothing more will come.
+                _ = notices.wait_for(|said| said.denies(&subject, since) || said.broken.is_some()) => None,
+            }
+        };
         match tokio::time::timeout(ANSWER_TIME.min(self.timeout), asked).await {
-            Ok(Ok(Response::Ok(answer))) => Ok(answer),
-            Ok(Ok(Response::Err { error })) if matches!(error.error_code().0, 10039 | 10076) => Err(self.off()),
-            Ok(Ok(Response::Err { error })) => {
+            Ok(Some(Ok(Response::Ok(answer)))) => Ok(answer),
+            Ok(Some(Ok(Response::Err { error }))) if matches!(error.error_code().0, 10039 | 10076) => Err(self.off()),
+            Ok(Some(Ok(Response::Err { error }))) => {
                 Err(unknown(&text::excerpt(error.to_string().as_bytes(), self.secrets), false))
             }
-            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Err(self.off()),
-            Ok(Err(error)) => Err(unknown(&cause(&error, self.secrets), error.kind() == RequestErrorKind::TimedOut)),
+            Ok(Some(Err(error))) if error.kind() == RequestErrorKind::NoResponders => Err(self.off()),
+            Ok(Some(Err(error))) => {
+                Err(unknown(&text::cause(&error, self.secrets), error.kind() == RequestErrorKind::TimedOut))
+            }
+            Ok(None) => Err(unknown("the server does not let the user ask", false)),
             Err(_) => Err(unknown("there was no answer", true)),
         }
     }
@@ -173,10 +185,6 @@ enum Unanswered {
     Off(SinkError),
     /// Nothing is known. `silent`: not even that there is somebody.
     Unknown { warning: String, silent: bool },
-}
-
-fn cause(error: &RequestError, secrets: &[Secret]) -> String {
-    text::cause(error, secrets)
 }
 
 /// What of a stream's settings keeps every event from being stored and known to be so.
