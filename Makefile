@@ -32,7 +32,7 @@ lint: ## format, clippy with warnings denied, each feature on its own, licences
 planted: setup ## plant known bugs one by one: each must be caught by its named test
 	@tests/planted/run.sh
 
-bench: setup ## drain a backlog into the discard sink beside pg_recvlogical (ROWS=1000000)
+bench: setup ## drain a backlog into the discard sink beside pg_recvlogical (ROWS=1000000; SINK=nats)
 	@benches/drain.sh
 
 clean-cache: ## remove downloaded servers (.cache)

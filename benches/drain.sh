@@ -6,10 +6,11 @@
 #
 #   make bench                  1,000,000 rows of ~300 B, transactions of 10 rows, 3 rounds
 #   ROWS=200000 PER_TX=1 ROUNDS=5 benches/drain.sh
+#   SINK=nats benches/drain.sh  (c) is walgate to NATS JetStream: a nats-server of its own, file storage, one stream
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ROWS=${ROWS:-1000000} PER_TX=${PER_TX:-10} ROUNDS=${ROUNDS:-3}
-WALGATE=${WALGATE:-target/release/walgate}
+WALGATE=${WALGATE:-target/release/walgate} SINK=${SINK:-discard}
 
 die() { echo "drain: $*" >&2; exit 3; }
 [ -x "$WALGATE" ] || die "no release binary: run \`make build\`"
@@ -17,14 +18,23 @@ BIN=${WALGATE_TEST_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | head 
 for program in postgres initdb psql pg_recvlogical; do
   [ -x "$BIN/$program" ] || die "$program is missing in '$BIN': apt-get install postgresql, or name its folder in WALGATE_TEST_PG_BIN"
 done
+case $SINK in
+  discard) ;;
+  nats)
+    NATS_SERVER=${WALGATE_TEST_NATS_SERVER:-$PWD/.cache/nats/nats-server}
+    [ -x "$NATS_SERVER" ] || NATS_SERVER=$(PATH=$PATH:/usr/sbin command -v nats-server) || die "nats-server is missing: apt-get install nats-server" ;;
+  *) die "SINK=$SINK is not known: discard or nats" ;;
+esac
 
-DIR=$(mktemp -d) PG=
-cleanup() { [ -z "$PG" ] || { kill -INT "$PG" 2>/dev/null; wait "$PG" 2>/dev/null; } || true; rm -rf "$DIR"; }
+DIR=$(mktemp -d) PG= NATS=
+stop() { [ -z "$2" ] || { kill "-$1" "$2" 2>/dev/null; wait "$2" 2>/dev/null; } || true; }
+cleanup() { stop INT "$PG"; stop TERM "$NATS"; rm -rf "$DIR"; }
 trap cleanup EXIT
 chmod 711 "$DIR"; mkdir "$DIR/data" "$DIR/sock"
 AS=()
 if [ "$(id -u)" = 0 ]; then chown postgres "$DIR/data" "$DIR/sock"; AS=(setpriv --reuid postgres --regid "$(id -g postgres)" --init-groups); fi
-PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+PORT=$(free_port)
 "${AS[@]}" "$BIN/initdb" -D "$DIR/data" -U postgres -A trust --no-sync -E UTF8 --locale=C > "$DIR/initdb.log"
 "${AS[@]}" "$BIN/postgres" -D "$DIR/data" -p "$PORT" -c listen_addresses=127.0.0.1 -c unix_socket_directories="$DIR/sock" \
   -c wal_level=logical -c max_wal_senders=20 -c max_replication_slots=20 -c fsync=off -c full_page_writes=off -c max_wal_size=8GB \
@@ -55,6 +65,38 @@ SQL
 END=$(sql -c 'SELECT pg_current_wal_insert_lsn()')
 sql -c CHECKPOINT
 
+# The sink under test, as a line of YAML.
+sink='discard: {}'
+if [ "$SINK" = nats ]; then
+  NATS_PORT=$(free_port)
+  printf 'listen: "127.0.0.1:%s"\njetstream { store_dir: "%s/js", max_file: 16G }\n' "$NATS_PORT" "$DIR" > "$DIR/nats.conf"
+  "$NATS_SERVER" -c "$DIR/nats.conf" > "$DIR/nats.log" 2>&1 & NATS=$!
+  sink="nats: { servers: [\"127.0.0.1:$NATS_PORT\"], subject: events }"
+fi
+
+# Makes the stream anew, so that no round finds the events of the one before.
+fresh_stream() {
+  python3 - "$NATS_PORT" <<'PY'
+import json, socket, sys, time
+for attempt in range(100):
+    try:
+        s = socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=10)
+        break
+    except OSError:
+        time.sleep(0.1)
+lines = s.makefile("rwb")
+def ask(subject, body):
+    lines.write(f"PUB {subject} reply {len(body)}\r\n".encode() + body + b"\r\n"); lines.flush()
+    while not (line := lines.readline()).startswith(b"MSG "):
+        if line.startswith(b"PING"): lines.write(b"PONG\r\n"); lines.flush()
+    return json.loads(lines.read(int(line.split()[-1]) + 2))
+lines.write(b'CONNECT {"verbose":false}\r\nSUB reply 1\r\n')
+ask("$JS.API.STREAM.DELETE.BENCH", b"")
+made = ask("$JS.API.STREAM.CREATE.BENCH", json.dumps({"name": "BENCH", "subjects": ["events"], "storage": "file", "num_replicas": 1}).encode())
+sys.exit(str(made["error"]) if "error" in made else 0)
+PY
+}
+
 now() { date +%s.%N; }
 : > "$DIR/result"
 for round in $(seq "$ROUNDS"); do
@@ -66,7 +108,8 @@ for round in $(seq "$ROUNDS"); do
         -o publication_names=walgate_outbox --endpos="$END" -f /dev/null 2>"$DIR/recv.log"
       echo "recv $round $(echo "$(now) - $start" | bc)" >> "$DIR/result"
     else
-      printf 'source: { url: "postgres://postgres@127.0.0.1:%s/postgres", slot: walgate_%s }\nsinks: { all: { discard: {} } }\nroutes: [{ event_type: "**", to: all }]\nadmin: { listen: "off" }\n' "$PORT" "$round" > "$DIR/walgate.yaml"
+      [ "$SINK" != nats ] || fresh_stream || die "no stream: $(tail -n 3 "$DIR/nats.log")"
+      printf 'source: { url: "postgres://postgres@127.0.0.1:%s/postgres", slot: walgate_%s }\nsinks: { all: { %s } }\nroutes: [{ event_type: "**", to: all }]\nadmin: { listen: "off" }\n' "$PORT" "$round" "$sink" > "$DIR/walgate.yaml"
       start=$(now)
       "$WALGATE" run --config "$DIR/walgate.yaml" 2>"$DIR/walgate.log" & W=$!
       until [ "$(sql -c "SELECT confirmed_flush_lsn >= '$END' FROM pg_replication_slots WHERE slot_name = 'walgate_$round'")" = t ]; do
@@ -80,9 +123,9 @@ for round in $(seq "$ROUNDS"); do
     fi
   done
 done
-python3 - "$DIR/result" "$ROWS" "$PER_TX" <<'PY'
+python3 - "$DIR/result" "$ROWS" "$PER_TX" "$SINK" <<'PY'
 import statistics, sys
-rows, per = int(sys.argv[2]), sys.argv[3]
+rows, per, sink = int(sys.argv[2]), sys.argv[3], sys.argv[4]
 recv, walgate = {}, {}
 for line in open(sys.argv[1]):
     who, round_, *figures = line.split()
@@ -91,7 +134,7 @@ ratios = [recv[r][0] / walgate[r][0] for r in walgate]
 span = lambda values, form: f"{form % statistics.median(values)}  ({form % min(values)} to {form % max(values)})"
 print(f"{rows} rows in transactions of {per}, {len(ratios)} rounds: median (min to max)")
 print("  pg_recvlogical, events/s          ", span([rows / v[0] for v in recv.values()], "%.0f"))
-print("  walgate to discard, events/s      ", span([rows / v[0] for v in walgate.values()], "%.0f"))
+print(f"  {f'walgate to {sink}, events/s':<34}", span([rows / v[0] for v in walgate.values()], "%.0f"))
 print("  ratio walgate / pg_recvlogical    ", span(ratios, "%.2f"))
 print("  walgate, CPU s per 1M events      ", span([v[1] * 1e6 / rows for v in walgate.values()], "%.2f"))
 print("  walgate, peak RSS in MiB          ", span([v[2] / 1024 for v in walgate.values()], "%.1f"))
