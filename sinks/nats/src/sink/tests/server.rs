@@ -1,12 +1,16 @@
 //! A server that a test plays by hand: connection by connection, message by message.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
+    time::timeout,
 };
+
+/// Where a test fails instead of waiting for ever.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the sink connects.
 pub(super) struct Server {
@@ -46,7 +50,7 @@ impl Server {
 
     /// The next connection, up to its CONNECT and PING, which is answered by `greeting`.
     async fn greet(&self, greeting: &str) -> Peer {
-        let (stream, _) = self.listener.accept().await.unwrap();
+        let (stream, _) = timeout(PATIENCE, self.listener.accept()).await.expect("a connection").unwrap();
         let mut peer = Peer { stream: BufReader::new(stream), subscriptions: HashMap::new() };
         let info = json!({
             "server_id": "S", "server_name": "s", "version": "2.10.0", "host": "127.0.0.1", "port": 4222,
@@ -148,6 +152,6 @@ impl Peer {
 
     /// Whether the other side has ended it, with no message before that.
     pub(super) async fn has_ended(&mut self) -> bool {
-        self.next().await.is_none()
+        timeout(PATIENCE, self.next()).await.expect("the end of the connection").is_none()
     }
 }
