@@ -4,14 +4,11 @@ use std::{error::Error, time::Duration};
 
 use async_nats::{
     ConnectError, ConnectErrorKind, ServerError,
-    jetstream::{
-        Error as ApiError,
-        context::{PublishError, PublishErrorKind},
-    },
+    client::{PublishError, PublishErrorKind},
 };
 use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind};
 
-use crate::{NoStream, streams, text, tls};
+use crate::{NoStream, replies::ApiError, streams, text, tls};
 
 /// Error codes of JetStream (`server/errors.json` of nats-server) that decide.
 mod code {
@@ -45,20 +42,21 @@ impl Published<'_> {
         text::excerpt(self.subject.as_bytes(), &[])
     }
 
-    /// A publish that was not acknowledged, with an answer or without.
-    pub(crate) fn refused(&self, error: &PublishError) -> Outcome {
+    /// A publish that the client did not take.
+    pub(crate) fn unsent(&self, error: &PublishError) -> Outcome {
         match error.kind() {
-            PublishErrorKind::StreamNotFound => self.unheard(),
-            PublishErrorKind::TimedOut => self.silent(),
             PublishErrorKind::MaxPayloadExceeded => {
                 let message = format!("{} does not take a message of that size: {error}", self.server);
                 Outcome::Rejected(Rejection::new(RejectReason::TooLarge, message))
             }
-            _ => match api_error(error) {
-                Some(error) => self.answered(error),
-                None => self.broken(&text::cause(error, self.secrets)),
-            },
+            _ => self.broken(&text::cause(error, self.secrets)),
         }
+    }
+
+    /// An answer that is none of JetStream's.
+    pub(crate) fn nonsense(&self, answer: &[u8]) -> Outcome {
+        let answer = text::excerpt(answer, self.secrets);
+        self.broken(&format!("an answer came that is no acknowledgement: `{answer}`"))
     }
 
     /// 503: no stream listens to the subject, so nobody has the event.
@@ -108,10 +106,10 @@ impl Published<'_> {
     }
 
     /// An error that JetStream has answered.
-    fn answered(&self, error: &ApiError) -> Outcome {
+    pub(crate) fn refused(&self, error: &ApiError) -> Outcome {
         let said = text::excerpt(error.to_string().as_bytes(), self.secrets);
         let message = format!("JetStream on {} refuses a message for `{}`: {said}", self.server, self.subject());
-        match error.error_code().0 {
+        match error.err_code {
             code::MESSAGE_EXCEEDS_MAXIMUM | code::HEADER_EXCEEDS_MAXIMUM => {
                 Outcome::Rejected(Rejection::new(RejectReason::TooLarge, message))
             }
@@ -124,9 +122,7 @@ impl Published<'_> {
                 failed(FailureKind::Unavailable, format!("{message}: is the stream full? it is tried again"))
             }
             // What is at fault with the message itself has a 4xx; the rest is the server's.
-            _ if (400..500).contains(&error.code()) => {
-                Outcome::Rejected(Rejection::new(RejectReason::Refused, message))
-            }
+            _ if (400..500).contains(&error.code) => Outcome::Rejected(Rejection::new(RejectReason::Refused, message)),
             _ => failed(FailureKind::Unavailable, message),
         }
     }
@@ -191,10 +187,6 @@ fn server_error(error: &ConnectError) -> Option<&ServerError> {
     find(error)
 }
 
-fn api_error(error: &PublishError) -> Option<&ApiError> {
-    find(error)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,12 +200,8 @@ mod tests {
         secrets: &[],
     };
 
-    fn api(code: usize, err_code: u64, description: &str) -> PublishError {
-        let error: ApiError = serde_json::from_value(
-            serde_json::json!({ "code": code, "err_code": err_code, "description": description }),
-        )
-        .unwrap();
-        PublishError::with_source(PublishErrorKind::Other, error)
+    fn api(code: u32, err_code: u64, description: &str) -> ApiError {
+        ApiError { code, err_code, description: description.to_owned() }
     }
 
     fn kind(outcome: &Outcome) -> Option<FailureKind> {
@@ -235,8 +223,6 @@ mod tests {
             (api(503, 10008, "jetstream system temporarily unavailable"), FailureKind::Unavailable),
             (api(503, 10076, "jetstream not enabled"), FailureKind::Fatal),
             (api(503, 10039, "jetstream not enabled for account"), FailureKind::Fatal),
-            (PublishError::new(PublishErrorKind::TimedOut), FailureKind::Timeout),
-            (PublishError::new(PublishErrorKind::BrokenPipe), FailureKind::Connection),
         ] {
             assert_eq!(kind(&HERE.refused(&error)), Some(expected), "{error}");
         }
@@ -245,24 +231,27 @@ mod tests {
             (api(400, 10097, "header size exceeds maximum allowed of 64k"), RejectReason::TooLarge),
             (api(400, 10109, "invalid operation on sealed stream"), RejectReason::Refused),
             (api(400, 10164, "wrong last sequence"), RejectReason::Refused),
-            (PublishError::new(PublishErrorKind::MaxPayloadExceeded), RejectReason::TooLarge),
         ] {
             assert_eq!(reason(&there.refused(&error)), Some(expected), "{error}");
         }
         assert_eq!(kind(&HERE.refused(&api(400, 10109, "sealed"))), Some(FailureKind::Fatal));
+        let large = PublishError::new(PublishErrorKind::MaxPayloadExceeded);
+        assert_eq!(reason(&there.unsent(&large)), Some(RejectReason::TooLarge));
+        assert_eq!(kind(&there.unsent(&PublishError::new(PublishErrorKind::Send))), Some(FailureKind::Connection));
+        assert_eq!(kind(&there.nonsense(b"+OK")), Some(FailureKind::Connection));
+        assert_eq!(kind(&there.silent()), Some(FailureKind::Timeout));
     }
 
     #[test]
     fn no_responders_are_no_success() {
-        let error = PublishError::new(PublishErrorKind::StreamNotFound);
-        let outcome = HERE.refused(&error);
+        let outcome = HERE.unheard();
         assert_eq!(kind(&outcome), Some(FailureKind::Connection));
         let Outcome::Failed(failure) = outcome else { panic!("not failed") };
         assert!(failure.message.contains("nats stream add ORDERS --subjects 'orders.created'"), "{failure}");
         let there = Published { fixed: false, ..HERE };
-        assert_eq!(kind(&there.refused(&error)), Some(FailureKind::Unavailable));
+        assert_eq!(kind(&there.unheard()), Some(FailureKind::Unavailable));
         let rejecting = Published { no_stream: NoStream::Reject, ..HERE };
-        assert_eq!(reason(&rejecting.refused(&error)), Some(RejectReason::UnknownTarget));
+        assert_eq!(reason(&rejecting.unheard()), Some(RejectReason::UnknownTarget));
     }
 
     #[test]

@@ -25,7 +25,12 @@ use async_nats::{
     Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError,
     jetstream::{Context, context::ContextBuilder},
 };
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+};
+
+use crate::replies::Replies;
 
 /// An address where nothing can listen: connecting to port 0 fails at once.
 const NOWHERE: &str = "nats://127.0.0.1:0";
@@ -85,6 +90,9 @@ impl Notices {
 pub(crate) struct Generation {
     pub(crate) client: Client,
     pub(crate) context: Context,
+    runtime: Handle,
+    /// Inboxes without an answer outstanding.
+    inboxes: Mutex<Vec<Replies>>,
     /// `host:port`.
     pub(crate) server: String,
     notices: watch::Sender<Notices>,
@@ -119,16 +127,44 @@ impl Generation {
                 .map_err(|error| ConnectError::with_source(ConnectErrorKind::Io, error))?;
             // Made in here, since it starts a task too.
             let context = ContextBuilder::new().timeout(ack_timeout).build(client.clone());
-            Ok((client, context))
+            Ok((client, context, Handle::current()))
         };
         let thread = std::thread::Builder::new().name("walgate-nats".to_owned());
         let io = |error: std::io::Error| ConnectError::with_source(ConnectErrorKind::Io, error);
         thread.spawn(move || live(opening, ready, stopped, going)).map_err(io)?;
         // Held by this future until it is done: dropping it stops the thread.
-        let (client, context) = connected
+        let (client, context, runtime) = connected
             .await
             .map_err(|_| io(std::io::Error::other("the thread of the connection ended by itself")))??;
-        Ok(Generation { client, context, server, notices, stop: Mutex::new(Some(stop)), gone })
+        Ok(Generation {
+            client,
+            context,
+            runtime,
+            inboxes: Mutex::default(),
+            server,
+            notices,
+            stop: Mutex::new(Some(stop)),
+            gone,
+        })
+    }
+
+    /// Does something on the connection's own thread. `None`: the connection has ended before it was done.
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        self.runtime.spawn(work).await.ok()
+    }
+
+    /// An inbox for the answers to one batch; `None`: the connection has gone.
+    pub(crate) async fn replies(&self) -> Option<Replies> {
+        let kept = self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match kept {
+            Some(replies) => Some(replies),
+            None => Replies::open(&self.client).await.ok(),
+        }
+    }
+
+    /// Keeps an inbox for the next batch. All its answers have come.
+    pub(crate) fn keep(&self, replies: Replies) {
+        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).push(replies);
     }
 
     /// Ends it, whatever it is about. Returns at once; may be called again.

@@ -3,24 +3,35 @@
 
 use std::fmt::Write as _;
 
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+
 /// Headers of one message, and their length on the wire.
 pub(crate) struct Headers {
-    map: async_nats::HeaderMap,
+    map: HeaderMap,
     length: usize,
 }
 
 impl Headers {
     pub(crate) fn new() -> Self {
         // `NATS/1.0`, and the empty line behind the last one.
-        Headers { map: async_nats::HeaderMap::new(), length: "NATS/1.0\r\n\r\n".len() }
+        Headers { map: HeaderMap::new(), length: "NATS/1.0\r\n\r\n".len() }
+    }
+
+    /// Adds a header that is there once. False where its value is not a header's: then nothing was added.
+    #[must_use]
+    pub(crate) fn set(&mut self, name: &HeaderName, value: &str) -> bool {
+        // The library takes values by assertion; this is its own check, made before.
+        let Ok(value) = value.parse::<HeaderValue>() else { return false };
+        self.length += AsRef::<str>::as_ref(name).len() + value.as_str().len() + ": \r\n".len();
+        self.map.insert(name.clone(), value);
+        true
     }
 
     /// Adds a header. False where its name is not a header's: then nothing was added.
     #[must_use]
     pub(crate) fn add(&mut self, name: &str, value: &str) -> bool {
         // The library takes both by assertion; these are its own checks, made before.
-        let (Ok(name), Ok(value)) = (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>())
-        else {
+        let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) else {
             return false;
         };
         self.length += AsRef::<str>::as_ref(&name).len() + value.as_str().len() + ": \r\n".len();
@@ -33,7 +44,7 @@ impl Headers {
         self.length
     }
 
-    pub(crate) fn into_map(self) -> async_nats::HeaderMap {
+    pub(crate) fn into_map(self) -> HeaderMap {
         self.map
     }
 }

@@ -4,10 +4,12 @@
 mod classify;
 mod config;
 mod connector;
+mod flight;
 mod generation;
 mod headers;
 mod link;
 mod message;
+mod replies;
 mod sink;
 mod streams;
 mod subject;

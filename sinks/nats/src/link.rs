@@ -38,10 +38,6 @@ impl Link {
         Link { connector, closed: AtomicBool::new(false), present: Mutex::new(None) }
     }
 
-    pub(crate) fn connector(&self) -> &Connector {
-        &self.connector
-    }
-
     /// The present generation; a new one where there is none, once nothing is left of the one before.
     pub(crate) async fn generation(&self, deadline: Instant) -> Result<Arc<Generation>, SinkError> {
         let work = async {

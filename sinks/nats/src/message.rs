@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use async_nats::jetstream::message::PublishMessage;
-use walgate_sink::{ByteString, Delivery, Event, RejectReason, Rejection, Secret};
+use async_nats::{HeaderMap, HeaderName, Subject};
+use walgate_sink::{ByteString, Bytes, Delivery, Event, RejectReason, Rejection, Secret};
 
 use crate::{
     headers::{self, Headers},
@@ -12,6 +12,15 @@ use crate::{
 
 /// W3C trace context: forwarded under its own names.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+
+/// walgate's own headers. Names that cost nothing.
+static MSG_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+static ID: HeaderName = HeaderName::from_static("id");
+static EVENT_TYPE: HeaderName = HeaderName::from_static("walgate-event-type");
+static KEY: HeaderName = HeaderName::from_static("walgate-key");
+static POSITION: HeaderName = HeaderName::from_static("walgate-position");
+static COMMITTED_AT: HeaderName = HeaderName::from_static("walgate-committed-at");
+static CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
 
 /// Makes messages out of deliveries. What is the same in all of them is made once.
 pub(crate) struct Messages {
@@ -24,12 +33,11 @@ pub(crate) struct Messages {
 
 /// A message, and what its server has to be asked before it is sent.
 pub(crate) struct Message {
-    pub(crate) subject: ByteString,
-    /// Whether the subject is the same for every event.
-    pub(crate) fixed: bool,
-    pub(crate) publish: PublishMessage,
-    payload: usize,
-    headers: usize,
+    pub(crate) subject: Subject,
+    pub(crate) headers: HeaderMap,
+    pub(crate) payload: Bytes,
+    /// Bytes of the header block.
+    header_block: usize,
 }
 
 impl fmt::Debug for Messages {
@@ -59,28 +67,31 @@ impl Messages {
             return Err(invalid("the event's id is empty, and the server deduplicates by it"));
         }
         let headers = self.headers_of(event, &delivery.dedup_id)?;
-        let (length, payload) = (headers.len(), event.payload.clone().unwrap_or_default());
         Ok(Message {
-            fixed: self.fixed.as_deref() == Some(&*subject),
-            subject,
-            payload: payload.len(),
-            headers: length,
-            publish: PublishMessage::build().headers(headers.into_map()).payload(payload),
+            subject: shared(subject)?,
+            payload: event.payload.clone().unwrap_or_default(),
+            header_block: headers.len(),
+            headers: headers.into_map(),
         })
+    }
+
+    /// Whether every event goes to this subject.
+    pub(crate) fn is_fixed(&self, subject: &str) -> bool {
+        self.fixed.as_deref() == Some(subject)
     }
 
     fn headers_of(&self, event: &Event, dedup_id: &str) -> Result<Headers, Rejection> {
         let mut headers = Headers::new();
-        let mut fits = headers.add("Nats-Msg-Id", &headers::field(dedup_id));
-        fits &= headers.add("id", &headers::field(&event.id));
-        fits &= headers.add("walgate-event-type", &headers::field(&event.event_type));
+        let mut fits = headers.set(&MSG_ID, &headers::field(dedup_id));
+        fits &= headers.set(&ID, &headers::field(&event.id));
+        fits &= headers.set(&EVENT_TYPE, &headers::field(&event.event_type));
         if let Some(key) = &event.key {
-            fits &= headers.add("walgate-key", &headers::field(key));
+            fits &= headers.set(&KEY, &headers::field(key));
         }
-        fits &= headers.add("walgate-position", &event.position.to_string());
-        fits &= headers.add("walgate-committed-at", &event.committed_at.to_string());
+        fits &= headers.set(&POSITION, &event.position.to_string());
+        fits &= headers.set(&COMMITTED_AT, &event.committed_at.to_string());
         if event.payload.is_some() && !self.typed {
-            fits &= headers.add("content-type", event.format.content_type());
+            fits &= headers.set(&CONTENT_TYPE, event.format.content_type());
         }
         for (name, value) in &self.headers {
             fits &= headers.add(name, value.expose());
@@ -104,17 +115,22 @@ impl Messages {
 impl Message {
     /// Whether a server that takes messages of `max_payload` bytes takes this one.
     pub(crate) fn check_size(&self, max_payload: usize, server: &str) -> Result<(), Rejection> {
-        let size = self.payload + self.headers;
+        let (payload, headers) = (self.payload.len(), self.header_block);
+        let size = payload + headers;
         if size <= max_payload {
             return Ok(());
         }
         let message = format!(
-            "the message has {size} bytes ({} of payload, {} of headers), and {server} takes {max_payload} at the most: \
-             raise its `max_payload`, or publish less",
-            self.payload, self.headers
+            "the message has {size} bytes ({payload} of payload, {headers} of headers), and {server} takes {max_payload} \
+             at the most: raise its `max_payload`, or publish less"
         );
         Err(Rejection::new(RejectReason::TooLarge, message))
     }
+}
+
+/// The same bytes as the library's type.
+fn shared(subject: ByteString) -> Result<Subject, Rejection> {
+    Subject::from_utf8(subject.into_bytes()).map_err(|_| invalid("the subject is not UTF-8"))
 }
 
 fn invalid(message: &str) -> Rejection {
@@ -198,15 +214,15 @@ mod tests {
     fn sizes_are_known_before_sending() {
         let messages = Messages::new(Vec::new(), Some("orders"));
         let message = messages.build(&delivery("orders", event())).unwrap();
-        assert!(message.fixed);
-        let size = message.payload + message.headers;
+        assert!(messages.is_fixed(&message.subject));
+        let size = message.payload.len() + message.header_block;
         assert_eq!(message.check_size(size, "127.0.0.1:4222"), Ok(()));
         let rejection = message.check_size(size - 1, "127.0.0.1:4222").unwrap_err();
         assert_eq!(rejection.reason, RejectReason::TooLarge);
         let expected = format!("has {size} bytes (2 of payload, {} of headers)", size - 2);
         assert!(rejection.message.contains(&expected), "{rejection}");
         assert!(rejection.message.contains("127.0.0.1:4222 takes"), "{rejection}");
-        assert!(!messages.build(&delivery("orders.x", event())).unwrap().fixed);
+        assert!(!messages.is_fixed("orders.x"));
     }
 
     #[test]

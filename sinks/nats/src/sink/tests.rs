@@ -1,9 +1,9 @@
 //! The sink against a server that does what the test says. What a real one does stands in the end-to-end tests.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use walgate_sink::{ByteString, Bytes, Delivery, Event, RejectReason, Target, read_config};
+use walgate_sink::{ByteString, Bytes, Delivery, Event, Outcome, RejectReason, Target, read_config};
 
 use self::server::{Peer, Server};
 use super::*;

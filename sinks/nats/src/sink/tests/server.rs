@@ -93,6 +93,7 @@ impl Peer {
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
                 ["PING"] => self.write(b"PONG\r\n").await,
+                ["UNSUB", _] => {}
                 ["SUB", subject, sid] => drop(self.subscriptions.insert(subject.to_owned(), sid.to_owned())),
                 ["HPUB", subject, reply, headers, total] => {
                     let (headers, total): (usize, usize) = (headers.parse().unwrap(), total.parse().unwrap());
@@ -129,7 +130,7 @@ impl Peer {
     }
 
     fn sid(&self, reply: &str) -> String {
-        let fits = |subject: &str| reply.starts_with(subject.trim_end_matches('*'));
+        let fits = |subject: &str| reply.starts_with(subject.trim_end_matches(['*', '>']));
         self.subscriptions.iter().find(|(subject, _)| fits(subject)).unwrap().1.clone()
     }
 
