@@ -6,6 +6,8 @@
 #
 #   make bench                  1,000,000 rows of ~300 B, transactions of 10 rows, 3 rounds
 #   ROWS=200000 PER_TX=1 ROUNDS=5 benches/drain.sh
+#   SINK=webhook benches/drain.sh  (c) is walgate to a webhook, signed, in batches of 100; SINK=webhook-single: one by one
+#   DELIVERY='concurrency: 2' ...  the sink's `delivery`
 #   SINK=nats benches/drain.sh  (c) is walgate to NATS JetStream: a nats-server of its own, file storage, one stream
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,12 +25,15 @@ case $SINK in
   nats)
     NATS_SERVER=${WALGATE_TEST_NATS_SERVER:-$PWD/.cache/nats/nats-server}
     [ -x "$NATS_SERVER" ] || NATS_SERVER=$(PATH=$PATH:/usr/sbin command -v nats-server) || die "nats-server is missing: apt-get install nats-server" ;;
-  *) die "SINK=$SINK is not known: discard or nats" ;;
+  webhook | webhook-single)
+    RECEIVER=${RECEIVER:-target/release/examples/bench-receiver}
+    [ -x "$RECEIVER" ] || die "no receiver: run \`cargo build --release --locked --example bench-receiver\`" ;;
+  *) die "SINK=$SINK is not known: discard, webhook, webhook-single or nats" ;;
 esac
 
-DIR=$(mktemp -d) PG= NATS=
+DIR=$(mktemp -d) PG= NATS= HTTP=
 stop() { [ -z "$2" ] || { kill "-$1" "$2" 2>/dev/null; wait "$2" 2>/dev/null; } || true; }
-cleanup() { stop INT "$PG"; stop TERM "$NATS"; rm -rf "$DIR"; }
+cleanup() { stop INT "$PG"; stop TERM "$NATS"; stop TERM "$HTTP"; rm -rf "$DIR"; }
 trap cleanup EXIT
 chmod 711 "$DIR"; mkdir "$DIR/data" "$DIR/sock"
 AS=()
@@ -74,6 +79,13 @@ if [ "$SINK" = nats ]; then
   sink="nats: { servers: [\"127.0.0.1:$NATS_PORT\"], subject: events }"
 fi
 
+case $SINK in webhook*)
+  "$RECEIVER" > "$DIR/receiver" & HTTP=$!
+  until [ -s "$DIR/receiver" ]; do kill -0 "$HTTP" || die "the receiver did not start"; sleep 0.05; done
+  mode=batch; [ "$SINK" = webhook ] || mode=single
+  sink="webhook: { url: \"http://$(head -n 1 "$DIR/receiver")/hooks\", secret: whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD, mode: $mode }" ;;
+esac
+
 # Makes the stream anew, so that no round finds the events of the one before.
 fresh_stream() {
   python3 - "$NATS_PORT" <<'PY'
@@ -109,7 +121,7 @@ for round in $(seq "$ROUNDS"); do
       echo "recv $round $(echo "$(now) - $start" | bc)" >> "$DIR/result"
     else
       [ "$SINK" != nats ] || fresh_stream || die "no stream: $(tail -n 3 "$DIR/nats.log")"
-      printf 'source: { url: "postgres://postgres@127.0.0.1:%s/postgres", slot: walgate_%s }\nsinks: { all: { %s } }\nroutes: [{ event_type: "**", to: all }]\nadmin: { listen: "off" }\n' "$PORT" "$round" "$sink" > "$DIR/walgate.yaml"
+      printf 'source: { url: "postgres://postgres@127.0.0.1:%s/postgres", slot: walgate_%s }\nsinks: { all: { %s, delivery: { %s } } }\nroutes: [{ event_type: "**", to: all }]\nadmin: { listen: "off" }\n' "$PORT" "$round" "$sink" "${DELIVERY:-}" > "$DIR/walgate.yaml"
       start=$(now)
       "$WALGATE" run --config "$DIR/walgate.yaml" 2>"$DIR/walgate.log" & W=$!
       until [ "$(sql -c "SELECT confirmed_flush_lsn >= '$END' FROM pg_replication_slots WHERE slot_name = 'walgate_$round'")" = t ]; do
@@ -123,6 +135,7 @@ for round in $(seq "$ROUNDS"); do
     fi
   done
 done
+[ -z "$HTTP" ] || { sleep 0.2; awk -v rows="$ROWS" -v rounds="$ROUNDS" '/requests/ { n += $2 } END { if (n) printf "events in a request: %.1f\n", rows * rounds / n }' "$DIR/receiver"; }
 python3 - "$DIR/result" "$ROWS" "$PER_TX" "$SINK" <<'PY'
 import statistics, sys
 rows, per, sink = int(sys.argv[2]), sys.argv[3], sys.argv[4]

@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 mod batch;
+mod document;
 mod event;
 mod factory;
 mod lsn;
@@ -14,6 +15,7 @@ mod timestamp;
 mod units;
 
 pub use batch::{Batch, Delivery};
+pub use document::append_document;
 pub use event::{Event, Headers, PayloadFormat};
 pub use factory::{ConfigIssue, ErasedFactory, ParsedConfig, PathSegment, SinkContext, SinkFactory, erase};
 pub use lsn::{Lsn, ParseLsnError, Position};

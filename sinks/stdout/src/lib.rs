@@ -2,7 +2,6 @@
 #![deny(missing_docs)]
 
 mod config;
-mod line;
 mod sink;
 mod writer;
 

@@ -13,9 +13,10 @@ use tokio::{
 };
 use walgate_sink::{
     Batch, ByteString, Capabilities, DeliveryReport, Failure, FailureKind, Sink, SinkContext, SinkError, SinkFactory,
+    append_document,
 };
 
-use crate::{StdoutConfig, line, writer::Writer};
+use crate::{StdoutConfig, writer::Writer};
 
 /// Makes [`StdoutSink`]s.
 #[derive(Debug)]
@@ -89,7 +90,8 @@ impl StdoutSink {
             if written.contains(&delivery.dedup_id) {
                 report.acknowledged(index);
             } else {
-                line::append(&delivery.event, &mut lines);
+                append_document(&delivery.event, &mut lines);
+                lines.push(b'\n');
                 deliveries.insert(delivery.dedup_id.clone());
             }
         }

@@ -18,6 +18,9 @@ use crate::signature::Signer;
 pub struct WebhookConfig {
     /// Where requests go: `http` or `https`. It may hold a token in its path or query, so it is never printed whole.
     pub url: Secret,
+    /// One event in a request, or several.
+    #[serde(default)]
+    pub mode: Mode,
     /// Template that is appended to the URL: a path, a query or both. Routes may set their own.
     pub path: Option<String>,
     /// The signing secret: `whsec_` and 24 to 64 bytes in base64. Several, with spaces between them, all sign.
@@ -40,8 +43,20 @@ pub struct WebhookConfig {
     /// Whether HTTP/2 is offered to the server (over TLS only).
     #[serde(default = "yes")]
     pub http2: bool,
-    /// The largest body that the endpoint takes; an event with a larger one is rejected unsent.
+    /// The largest body that the endpoint takes; an event with a larger one is rejected unsent. With `mode: batch` it
+    /// bounds the batches too, to 1 MiB where it is left out.
     pub max_body: Option<ByteSize>,
+}
+
+/// `mode:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Each event is a request, and its payload the body.
+    #[default]
+    Single,
+    /// A request is a JSON array of events.
+    Batch,
 }
 
 /// `basic_auth:`

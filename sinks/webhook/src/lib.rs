@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod batch;
 mod classify;
 mod client;
 mod config;
@@ -11,5 +12,5 @@ mod sink;
 mod text;
 mod tls;
 
-pub use config::{BasicAuth, WebhookConfig};
+pub use config::{BasicAuth, Mode, WebhookConfig};
 pub use sink::{WebhookFactory, WebhookSink};

@@ -33,7 +33,7 @@ pub(crate) struct Requests {
     base: Url,
     headers: HeaderMap,
     signer: Option<Signer>,
-    max_body: u64,
+    max_body: Option<u64>,
 }
 
 /// A URL, and how it is shown: without its query, which may hold a token.
@@ -81,7 +81,7 @@ impl Requests {
         if let Some((path, url)) = literal.and_then(|path| Some((path, append(&base, path).ok()?))) {
             fixed.push((Some(path.to_owned()), Endpoint::new(url, true)));
         }
-        Requests { fixed, base, headers, signer, max_body: max_body.unwrap_or(u64::MAX) }
+        Requests { fixed, base, headers, signer, max_body }
     }
 
     /// The configured endpoint.
@@ -93,11 +93,7 @@ impl Requests {
     pub(crate) fn build(&self, delivery: &Delivery, now: u64) -> Result<(Request, Endpoint), Rejection> {
         let event = &delivery.event;
         let body = event.payload.clone().unwrap_or_default();
-        if body.len() as u64 > self.max_body {
-            let message =
-                format!("the payload has {} bytes, more than the {} of `max_body`", body.len(), self.max_body);
-            return Err(Rejection::new(RejectReason::TooLarge, message));
-        }
+        self.check_size("payload", body.len())?;
         let endpoint = self.endpoint(delivery.target.get("path").map(|path| &**path))?;
         let headers = self.headers_of(event, &body, now)?;
         let mut request = Request::new(Method::POST, endpoint.url.clone());
@@ -106,7 +102,18 @@ impl Requests {
         Ok((request, endpoint))
     }
 
-    fn endpoint(&self, path: Option<&str>) -> Result<Endpoint, Rejection> {
+    /// Whether something of so many bytes may be a body.
+    pub(crate) fn check_size(&self, what: &str, bytes: usize) -> Result<(), Rejection> {
+        match self.max_body {
+            Some(max) if bytes as u64 > max => {
+                let message = format!("the {what} has {bytes} bytes, more than the {max} of `max_body`");
+                Err(Rejection::new(RejectReason::TooLarge, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn endpoint(&self, path: Option<&str>) -> Result<Endpoint, Rejection> {
         if let Some((_, endpoint)) = self.fixed.iter().find(|(fixed, _)| fixed.as_deref() == path) {
             return Ok(endpoint.clone());
         }
@@ -151,23 +158,37 @@ impl Requests {
                 }
             }
         }
-        let id = headers::id(&event.id).ok_or_else(unfit)?;
+        self.sign(&mut headers, headers::id(&event.id).ok_or_else(unfit)?, now, body).ok_or_else(unfit)?;
+        Ok(headers)
+    }
+
+    /// Adds what Standard Webhooks asks for. `None`: something does not fit into a header.
+    pub(crate) fn sign(&self, headers: &mut HeaderMap, id: HeaderValue, now: u64, body: &[u8]) -> Option<()> {
         let timestamp = now.to_string();
         if let Some(signer) = &self.signer {
-            let signature = signer.sign(id.to_str().map_err(|_| unfit())?, &timestamp, body);
-            headers.insert(WEBHOOK_SIGNATURE.clone(), ascii(signature).ok_or_else(unfit)?);
+            headers.insert(WEBHOOK_SIGNATURE.clone(), ascii(signer.sign(id.to_str().ok()?, &timestamp, body))?);
         }
         headers.insert(WEBHOOK_ID.clone(), id);
-        headers.insert(WEBHOOK_TIMESTAMP.clone(), ascii(timestamp).ok_or_else(unfit)?);
-        Ok(headers)
+        headers.insert(WEBHOOK_TIMESTAMP.clone(), ascii(timestamp)?);
+        Some(())
+    }
+
+    /// The headers that every request has.
+    pub(crate) fn static_headers(&self) -> HeaderMap {
+        self.headers.clone()
+    }
+
+    /// `max_body`, if there is one.
+    pub(crate) fn max_body(&self) -> Option<u64> {
+        self.max_body
     }
 }
 
-fn ascii(text: String) -> Option<HeaderValue> {
+pub(crate) fn ascii(text: String) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(Bytes::from(text)).ok()
 }
 
-fn invalid(message: &str) -> Rejection {
+pub(crate) fn invalid(message: &str) -> Rejection {
     Rejection::new(RejectReason::InvalidEvent, message)
 }
 

@@ -6,8 +6,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use reqwest::{
-    Client, Response,
+    Client, Request, Response,
     header::{LOCATION, RETRY_AFTER},
 };
 use rustls::ClientConfig;
@@ -18,7 +19,8 @@ use walgate_sink::{
 };
 
 use crate::{
-    WebhookConfig,
+    Mode, WebhookConfig,
+    batch::{self, Group, MAX_BATCH, Parts},
     classify::{self, Answer},
     client,
     request::{Endpoint, Requests},
@@ -27,6 +29,8 @@ use crate::{
 
 /// Bytes of an answer that are read at the most; then the connection is dropped.
 const MAX_ANSWER: usize = 64 << 10;
+/// Requests that one batch has under way at once, where its events go to several URLs.
+const GROUPS_AT_ONCE: usize = 8;
 /// How long the rest of an answer is waited for once its status is known.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 
@@ -52,12 +56,13 @@ impl SinkFactory for WebhookFactory {
     }
 }
 
-/// Delivers each event as one signed HTTP request.
+/// Delivers events as signed HTTP requests, each in its own or several in one.
 pub struct WebhookSink {
     /// `None` once the sink is closed. Its connections close with it.
     client: RwLock<Option<Client>>,
     tls: Arc<ClientConfig>,
     requests: Requests,
+    mode: Mode,
     secrets: Vec<Secret>,
     timeout: Duration,
 }
@@ -85,38 +90,87 @@ impl WebhookSink {
         let secrets = settings.secrets.clone();
         let requests = Requests::new(settings, config.path.as_deref(), config.max_body.map(|size| size.0));
         let client = RwLock::new(Some(client));
-        Ok(WebhookSink { client, tls: Arc::new(tls), requests, secrets, timeout: context.timeout })
+        Ok(WebhookSink { client, tls: Arc::new(tls), requests, mode: config.mode, secrets, timeout: context.timeout })
     }
 
     fn client(&self) -> Option<Client> {
         self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn attempt(&self, client: &Client, delivery: &Delivery, index: usize, report: &DeliveryReport) {
+    /// One event in one request.
+    async fn single(&self, client: &Client, delivery: &Delivery, index: usize, report: &DeliveryReport) {
         let deadline = Instant::now() + self.timeout;
-        // A clock before 1970 gives a timestamp that receivers refuse: loud enough.
-        let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-        let (request, endpoint) = match self.requests.build(delivery, now) {
+        let (request, endpoint) = match self.requests.build(delivery, seconds()) {
             Ok(built) => built,
             Err(rejection) => return report.rejected(index, rejection),
         };
+        let (outcome, rest) = self.exchange(client, request, &endpoint, deadline).await;
+        report.mark(index, outcome);
+        read_rest(rest).await;
+    }
+
+    /// Several events for one URL.
+    async fn group(&self, client: &Client, batch: &Batch, group: Group, report: &DeliveryReport) {
+        let Group { endpoint, indexes } = group;
+        let mut parts = Parts::new(indexes, self.requests.max_part());
+        // A request has the time of an attempt, and so has the search for a culprit as a whole.
+        let mut search_until = None;
+        while let Some(part) = parts.next(batch) {
+            let size = if part.indexes.len() == 1 { self.requests.check_size("event", part.len()) } else { Ok(()) };
+            let request = size.and_then(|()| self.requests.of_part(batch, &endpoint, &part, seconds()));
+            let request = match request {
+                Ok(request) => request,
+                Err(rejection) => {
+                    mark_all(report, &part.indexes, &Outcome::Rejected(rejection));
+                    continue;
+                }
+            };
+            let deadline = Instant::now() + self.timeout;
+            let (outcome, rest) = self.exchange(client, request, &endpoint, deadline).await;
+            if let Outcome::Rejected(rejection) = &outcome
+                && batch::is_about_content(rejection.reason)
+                && parts.halve(&part)
+            {
+                let until = *search_until.get_or_insert(deadline);
+                if Instant::now() >= until {
+                    let failure =
+                        Failure::new(FailureKind::Unavailable, format!("one of several: {}", rejection.message));
+                    return mark_all(report, &parts.rest().collect::<Vec<_>>(), &Outcome::Failed(failure));
+                }
+                read_rest(rest).await;
+                continue;
+            }
+            mark_all(report, &part.indexes, &outcome);
+            if matches!(outcome, Outcome::Failed(_)) {
+                // What ails the endpoint ails it for the rest as well.
+                return mark_all(report, &parts.rest().collect::<Vec<_>>(), &outcome);
+            }
+            read_rest(rest).await;
+        }
+    }
+
+    /// Sends a request, and says what its answer means. With a success comes what is left of the answer.
+    async fn exchange(
+        &self,
+        client: &Client,
+        request: Request,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> (Outcome, Option<Response>) {
         let mut response = match timeout_at(deadline, client.execute(request)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return report.mark(index, classify::broken(&error, &endpoint.shown, &self.secrets)),
-            Err(_) => return report.mark(index, classify::timed_out(&endpoint.shown, self.timeout)),
+            Ok(Err(error)) => return (classify::broken(&error, &endpoint.shown, &self.secrets), None),
+            Err(_) => return (classify::timed_out(&endpoint.shown, self.timeout), None),
         };
-        let deadline = deadline.min(Instant::now() + ANSWER_TIME);
         if response.status().is_success() {
-            // The status line is the receiver's word. What follows is read only to keep the connection.
-            report.acknowledged(index);
-            read_answer(&mut response, deadline, 0).await;
-            return;
+            // The status line is the receiver's word.
+            return (Outcome::Acknowledged { duplicate: false }, Some(response));
         }
         // Only a refusal's text is shown: that of a server in trouble says nothing of the event.
         let keep = if response.status().is_client_error() { MAX_ANSWER } else { 0 };
-        let body = read_answer(&mut response, deadline, keep).await;
+        let body = read_answer(&mut response, deadline.min(Instant::now() + ANSWER_TIME), keep).await;
         let said = text::excerpt(&body, &self.secrets);
-        report.mark(index, self.refusal(&response, &endpoint, &said));
+        (self.refusal(&response, endpoint, &said), None)
     }
 
     fn refusal(&self, response: &Response, endpoint: &Endpoint, said: &str) -> Outcome {
@@ -127,6 +181,24 @@ impl WebhookSink {
         let answer = Answer { shown: &endpoint.shown, fixed: endpoint.fixed, status, retry_after, location };
         classify::refusal(&answer, said)
     }
+}
+
+/// Reads what follows a success, for nothing but to keep the connection.
+async fn read_rest(rest: Option<Response>) {
+    if let Some(mut response) = rest {
+        read_answer(&mut response, Instant::now() + ANSWER_TIME, 0).await;
+    }
+}
+
+fn mark_all(report: &DeliveryReport, indexes: &[usize], outcome: &Outcome) {
+    for index in indexes {
+        report.mark(*index, outcome.clone());
+    }
+}
+
+/// Since 1970. A clock before that gives a timestamp that receivers refuse: loud enough.
+fn seconds() -> u64 {
+    UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }
 
 /// Reads the body up to its end, [`MAX_ANSWER`] bytes or the deadline, and gives the first `keep` bytes of it.
@@ -149,8 +221,23 @@ impl Sink for WebhookSink {
             report.fail_rest(&Failure::new(FailureKind::Connection, "the sink is closed"));
             return;
         };
-        for (index, delivery) in batch.iter().enumerate() {
-            self.attempt(&client, delivery, index, report).await;
+        if self.mode == Mode::Single {
+            for (index, delivery) in batch.iter().enumerate() {
+                self.single(&client, delivery, index, report).await;
+            }
+            return;
+        }
+        let mut groups = self.requests.groups(batch, |index, rejection| report.rejected(index, rejection)).into_iter();
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < GROUPS_AT_ONCE
+                && let Some(group) = groups.next()
+            {
+                under_way.push(self.group(&client, batch, group, report));
+            }
+            if under_way.next().await.is_none() {
+                return;
+            }
         }
     }
 
@@ -166,7 +253,13 @@ impl Sink for WebhookSink {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default().with_max_batch(1).with_concurrency(16)
+        match self.mode {
+            Mode::Single => Capabilities::default().with_max_batch(1).with_concurrency(16),
+            Mode::Batch => Capabilities::default()
+                .with_max_batch(MAX_BATCH)
+                .with_max_batch_bytes(self.requests.max_part())
+                .with_concurrency(4),
+        }
     }
 }
 

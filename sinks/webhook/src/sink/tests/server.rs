@@ -35,6 +35,8 @@ pub(super) enum Reaction {
     Flood(String),
     /// Answers before it has read the body, then reads it.
     Early(String),
+    /// 422 if the body holds the first text, 204 otherwise.
+    RefuseWith(&'static str),
 }
 
 pub(super) fn status(line: &str) -> Reaction {
@@ -162,8 +164,15 @@ impl Serve {
             let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
             let mut body = vec![0; length];
             stream.read_exact(&mut body).await.ok()?;
+            let refused =
+                matches!(&reaction, Reaction::RefuseWith(text) if String::from_utf8_lossy(&body).contains(text));
             let _ = self.requests.send(Received { connection: self.connection, line, headers, body });
             match reaction {
+                Reaction::RefuseWith(_) => {
+                    let status = if refused { "422 Unprocessable Entity" } else { "204 No Content" };
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                    stream.write_all(answer.as_bytes()).await.ok()?;
+                }
                 Reaction::Answer(answer) => stream.write_all(answer.as_bytes()).await.ok()?,
                 Reaction::AnswerAndClose(answer) => {
                     let _ = stream.write_all(answer.as_bytes()).await;

@@ -1,12 +1,15 @@
-//! One event as one line of JSON.
+//! One event as one JSON object on one line, for sinks whose protocol has no place for metadata beside the payload.
 
 use std::io::Write as _;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use walgate_sink::{Event, PayloadFormat};
 
-/// Appends the event and a line break to `out`. JSON payloads are spliced in as they are, never parsed.
-pub(crate) fn append(event: &Event, out: &mut Vec<u8>) {
+use crate::{Event, PayloadFormat};
+
+/// Appends the event as a JSON object without line breaks: `id`, `event_type`, `key` (or null), `headers` (an object),
+/// `position`, `committed_at`, `payload`. A JSON payload is spliced in as it is, never parsed; text is a string; bytes
+/// are base64, with `"payload_encoding":"base64"` before them; NULL is null.
+pub fn append_document(event: &Event, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"id\":");
     string(&event.id, out);
     out.extend_from_slice(b",\"event_type\":");
@@ -28,7 +31,7 @@ pub(crate) fn append(event: &Event, out: &mut Vec<u8>) {
     // Writing into a `Vec` cannot fail.
     let _ = write!(out, "}},\"position\":\"{}\",\"committed_at\":\"{}\"", event.position, event.committed_at);
     payload(event, out);
-    out.extend_from_slice(b"}\n");
+    out.push(b'}');
 }
 
 fn payload(event: &Event, out: &mut Vec<u8>) {
@@ -95,17 +98,15 @@ fn string(text: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use walgate_sink::{Bytes, Lsn, Position, Timestamp};
 
     use super::*;
+    use crate::{Bytes, Lsn, Position, Timestamp};
 
     fn line(event: &Event) -> (String, Value) {
         let mut out = Vec::new();
-        append(event, &mut out);
+        append_document(event, &mut out);
         let text = String::from_utf8(out).unwrap();
-        assert!(text.ends_with('\n'));
-        assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(!text.trim_end_matches('\n').contains(['\n', '\r']), "{text}");
+        assert!(!text.contains(['\n', '\r']), "{text}");
         let value = serde_json::from_str(&text).unwrap();
         (text, value)
     }
