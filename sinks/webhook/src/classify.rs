@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::{StatusCode, header::HeaderValue};
 use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret};
 
-use crate::{text, tls};
+use crate::{guard, text, tls};
 
 /// The longest wait that is taken from a `Retry-After`; the lane bounds it further.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -121,6 +121,9 @@ pub(crate) fn broken(error: &reqwest::Error, shown: &str, secrets: &[Secret]) ->
     }
     if let Some(fault) = tls::certificate_fault(error) {
         return Outcome::Failed(Failure::new(FailureKind::Fatal, format!("{shown} is not trusted: {fault}")));
+    }
+    if let Some(refused) = guard::refused(error) {
+        return Outcome::Failed(Failure::new(FailureKind::Fatal, format!("no connection to {shown}: {refused}")));
     }
     let cause = if error.is_timeout() { "it took too long".to_owned() } else { text::cause(error, secrets) };
     let message = if error.is_connect() {

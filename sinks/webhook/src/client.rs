@@ -8,7 +8,10 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use walgate_sink::SinkError;
 
-use crate::{text, tls};
+use crate::{
+    guard::{Guarded, Lookup},
+    text, tls,
+};
 
 /// Time to connect at the most: a side that has come back is found soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -16,8 +19,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The client. It takes nothing from the environment: no proxy, no certificates beyond `tls`.
-pub(crate) fn client(tls: ClientConfig, http2: bool, attempt: Duration) -> Result<Client, SinkError> {
-    let builder = Client::builder()
+///
+/// With a guard it connects to no address that does not pass.
+pub(crate) fn client(
+    tls: ClientConfig,
+    http2: bool,
+    attempt: Duration,
+    guard: Option<Guarded<impl Lookup>>,
+) -> Result<Client, SinkError> {
+    let builder = match guard {
+        Some(guard) => Client::builder().dns_resolver(guard),
+        None => Client::builder(),
+    };
+    let builder = builder
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .redirect(redirect::Policy::none())

@@ -10,7 +10,10 @@ use reqwest::{
 use serde::Deserialize;
 use walgate_sink::{ByteSize, ConfigIssue, PathSegment, Secret};
 
-use crate::signature::Signer;
+use crate::{
+    guard::{self, Guard},
+    signature::Signer,
+};
 
 /// What stands under `webhook:`.
 #[derive(Clone, Debug, Deserialize)]
@@ -37,12 +40,19 @@ pub struct WebhookConfig {
     pub basic_auth: Option<BasicAuth>,
     /// PEM file with the certificates to trust, in place of the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificate, and its chain, that is shown to the endpoint.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with its private key.
+    pub key_file: Option<PathBuf>,
     /// Takes any certificate: whoever is on the way can read and answer requests.
     #[serde(default)]
     pub insecure_skip_verify: bool,
     /// Whether HTTP/2 is offered to the server (over TLS only).
     #[serde(default = "yes")]
     pub http2: bool,
+    /// Networks beyond the public Internet that requests with a path of their own may go to, where `url` names a host.
+    #[serde(default)]
+    pub allow_networks: Vec<String>,
     /// The largest body that the endpoint takes; an event with a larger one is rejected unsent. With `mode: batch` it
     /// bounds the batches too, to 1 MiB where it is left out.
     pub max_body: Option<ByteSize>,
@@ -78,6 +88,7 @@ pub(crate) struct Settings {
     pub(crate) url: Url,
     pub(crate) signer: Option<Signer>,
     pub(crate) headers: HeaderMap,
+    pub(crate) guard: Guard,
     /// What must not appear in an error text, such as in a piece of an answer that repeats the request.
     pub(crate) secrets: Vec<Secret>,
 }
@@ -105,26 +116,54 @@ impl WebhookConfig {
         let url = keep(self.parsed_url(), &mut issues);
         let signer = keep(self.signer(), &mut issues);
         let headers = self.static_headers(&mut issues);
+        let guard = self.guard(&mut issues);
         if let Some(path) = &self.path
             && !path.starts_with(['/', '?'])
         {
             issues.push(ConfigIssue::at("path", "a path is appended to `url` and begins with `/` or `?`"));
         }
         if url.as_ref().is_some_and(|url| url.scheme() == "http") {
-            let unused = [("ca_file", self.ca_file.is_some()), ("insecure_skip_verify", self.insecure_skip_verify)];
+            let unused = [
+                ("ca_file", self.ca_file.is_some()),
+                ("cert_file", self.cert_file.is_some()),
+                ("key_file", self.key_file.is_some()),
+                ("insecure_skip_verify", self.insecure_skip_verify),
+            ];
             for (key, _) in unused.iter().filter(|(_, set)| *set) {
                 issues.push(ConfigIssue::at(key, "it has no effect: `url` is not https"));
             }
         } else if self.ca_file.is_some() && self.insecure_skip_verify {
             issues.push(ConfigIssue::at("insecure_skip_verify", "with it `ca_file` has no effect: remove one of them"));
         }
+        for (given, missing, lacks) in [
+            ("cert_file", "key_file", self.cert_file.is_some() && self.key_file.is_none()),
+            ("key_file", "cert_file", self.key_file.is_some() && self.cert_file.is_none()),
+        ] {
+            if lacks {
+                issues.push(ConfigIssue::at(given, format!("a client certificate needs `{missing}` too")));
+            }
+        }
         match (url, signer) {
             (Some(url), Some(signer)) if issues.is_empty() => {
                 let secrets = self.secrets(&url);
-                Ok(Settings { url, signer, headers, secrets })
+                Ok(Settings { url, signer, headers, guard, secrets })
             }
             _ => Err(issues),
         }
+    }
+
+    fn guard(&self, issues: &mut Vec<ConfigIssue>) -> Guard {
+        let mut networks = Vec::new();
+        for (index, text) in self.allow_networks.iter().enumerate() {
+            match guard::network(text) {
+                Some(network) => networks.push(network),
+                None => issues.push(ConfigIssue {
+                    path: vec![PathSegment::Key("allow_networks".to_owned()), PathSegment::Index(index)],
+                    message: "it is not a network: write one such as 10.0.0.0/8, fd00::/8 or 10.1.2.3".to_owned(),
+                }),
+            }
+        }
+        Guard::new(networks)
     }
 
     fn parsed_url(&self) -> Result<Url, ConfigIssue> {

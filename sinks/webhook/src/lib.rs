@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod address;
 mod batch;
 mod classify;
 mod client;
 mod config;
+mod guard;
 mod headers;
 mod request;
 mod signature;

@@ -23,6 +23,7 @@ use crate::{
     batch::{self, Group, MAX_BATCH, Parts},
     classify::{self, Answer},
     client,
+    guard::{self, Guarded, System},
     request::{Endpoint, Requests},
     text, tls,
 };
@@ -59,12 +60,27 @@ impl SinkFactory for WebhookFactory {
 /// Delivers events as signed HTTP requests, each in its own or several in one.
 pub struct WebhookSink {
     /// `None` once the sink is closed. Its connections close with it.
-    client: RwLock<Option<Client>>,
+    clients: RwLock<Option<Clients>>,
     tls: Arc<ClientConfig>,
     requests: Requests,
     mode: Mode,
     secrets: Vec<Secret>,
     timeout: Duration,
+}
+
+/// Two, since connections are kept: one that was made without the guard must not serve a request that needs it.
+#[derive(Clone)]
+struct Clients {
+    /// For URLs that are the same for every event: they may lead wherever the configuration says.
+    open: Client,
+    /// For paths that come from routes and events.
+    guarded: Client,
+}
+
+impl Clients {
+    fn of(&self, endpoint: &Endpoint) -> &Client {
+        if endpoint.fixed { &self.open } else { &self.guarded }
+    }
 }
 
 impl fmt::Debug for WebhookSink {
@@ -86,31 +102,36 @@ impl WebhookSink {
             tracing::warn!(sink = %context.name, "requests are not signed: their receiver cannot tell them from forged ones");
         }
         let tls = tls::client_config(config, settings.url.scheme() == "https")?;
-        let client = client::client(tls.clone(), config.http2, context.timeout)?;
+        let client = |guard: Option<Guarded<System>>| client::client(tls.clone(), config.http2, context.timeout, guard);
+        let open = client(None)?;
+        let guarded = match guard::is_literally_internal(&settings.url) {
+            true => open.clone(),
+            false => client(Some(Guarded { guard: settings.guard.clone(), lookup: System }))?,
+        };
         let secrets = settings.secrets.clone();
         let requests = Requests::new(settings, config.path.as_deref(), config.max_body.map(|size| size.0));
-        let client = RwLock::new(Some(client));
-        Ok(WebhookSink { client, tls: Arc::new(tls), requests, mode: config.mode, secrets, timeout: context.timeout })
+        let clients = RwLock::new(Some(Clients { open, guarded }));
+        Ok(WebhookSink { clients, tls: Arc::new(tls), requests, mode: config.mode, secrets, timeout: context.timeout })
     }
 
-    fn client(&self) -> Option<Client> {
-        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn clients(&self) -> Option<Clients> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One event in one request.
-    async fn single(&self, client: &Client, delivery: &Delivery, index: usize, report: &DeliveryReport) {
+    async fn single(&self, clients: &Clients, delivery: &Delivery, index: usize, report: &DeliveryReport) {
         let deadline = Instant::now() + self.timeout;
         let (request, endpoint) = match self.requests.build(delivery, seconds()) {
             Ok(built) => built,
             Err(rejection) => return report.rejected(index, rejection),
         };
-        let (outcome, rest) = self.exchange(client, request, &endpoint, deadline).await;
+        let (outcome, rest) = self.exchange(clients, request, &endpoint, deadline).await;
         report.mark(index, outcome);
         read_rest(rest).await;
     }
 
     /// Several events for one URL.
-    async fn group(&self, client: &Client, batch: &Batch, group: Group, report: &DeliveryReport) {
+    async fn group(&self, clients: &Clients, batch: &Batch, group: Group, report: &DeliveryReport) {
         let Group { endpoint, indexes } = group;
         let mut parts = Parts::new(indexes, self.requests.max_part());
         // A request has the time of an attempt, and so has the search for a culprit as a whole.
@@ -126,7 +147,7 @@ impl WebhookSink {
                 }
             };
             let deadline = Instant::now() + self.timeout;
-            let (outcome, rest) = self.exchange(client, request, &endpoint, deadline).await;
+            let (outcome, rest) = self.exchange(clients, request, &endpoint, deadline).await;
             if let Outcome::Rejected(rejection) = &outcome
                 && batch::is_about_content(rejection.reason)
                 && parts.halve(&part)
@@ -152,12 +173,12 @@ impl WebhookSink {
     /// Sends a request, and says what its answer means. With a success comes what is left of the answer.
     async fn exchange(
         &self,
-        client: &Client,
+        clients: &Clients,
         request: Request,
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> (Outcome, Option<Response>) {
-        let mut response = match timeout_at(deadline, client.execute(request)).await {
+        let mut response = match timeout_at(deadline, clients.of(endpoint).execute(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return (classify::broken(&error, &endpoint.shown, &self.secrets), None),
             Err(_) => return (classify::timed_out(&endpoint.shown, self.timeout), None),
@@ -217,13 +238,13 @@ async fn read_answer(response: &mut Response, deadline: Instant, keep: usize) ->
 
 impl Sink for WebhookSink {
     async fn deliver(&self, batch: &Batch, report: &DeliveryReport) {
-        let Some(client) = self.client() else {
+        let Some(clients) = self.clients() else {
             report.fail_rest(&Failure::new(FailureKind::Connection, "the sink is closed"));
             return;
         };
         if self.mode == Mode::Single {
             for (index, delivery) in batch.iter().enumerate() {
-                self.single(&client, delivery, index, report).await;
+                self.single(&clients, delivery, index, report).await;
             }
             return;
         }
@@ -233,7 +254,7 @@ impl Sink for WebhookSink {
             while under_way.len() < GROUPS_AT_ONCE
                 && let Some(group) = groups.next()
             {
-                under_way.push(self.group(&client, batch, group, report));
+                under_way.push(self.group(&clients, batch, group, report));
             }
             if under_way.next().await.is_none() {
                 return;
@@ -242,14 +263,14 @@ impl Sink for WebhookSink {
     }
 
     async fn check(&self) -> Result<(), SinkError> {
-        if self.client().is_none() {
+        if self.clients().is_none() {
             return Err(SinkError::fatal("the sink is closed"));
         }
         client::probe(self.requests.base(), Arc::clone(&self.tls), self.timeout).await
     }
 
     async fn close(&self) {
-        self.client.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.clients.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn capabilities(&self) -> Capabilities {

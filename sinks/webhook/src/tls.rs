@@ -3,10 +3,13 @@
 use std::{path::Path, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+        pem::{self, PemObject as _},
+    },
 };
 use walgate_sink::SinkError;
 
@@ -18,16 +21,30 @@ pub(crate) fn client_config(config: &WebhookConfig, https: bool) -> Result<Clien
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| SinkError::fatal(format!("TLS cannot be set up: {error}")))?;
-    let mut tls = if config.insecure_skip_verify {
+    let builder = if config.insecure_skip_verify {
         let verifier = Arc::new(TakeAnyCertificate(provider));
-        builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        builder.dangerous().with_custom_certificate_verifier(verifier)
     } else {
         let roots = match &config.ca_file {
             Some(path) => roots_of(path)?,
             None if https => system_roots()?,
             None => RootCertStore::empty(),
         };
-        builder.with_root_certificates(roots).with_no_client_auth()
+        builder.with_root_certificates(roots)
+    };
+    let mut tls = match (&config.cert_file, &config.key_file) {
+        (Some(certificate), Some(key)) => {
+            let chain = certificates_of(certificate, "client certificate file")?;
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+                let fault = pem_fault(&error);
+                SinkError::fatal(format!("the private key file {} cannot be used: {fault}", key.display()))
+            })?;
+            builder.with_client_auth_cert(chain, private).map_err(|error| {
+                let (certificate, key) = (certificate.display(), key.display());
+                SinkError::fatal(format!("{certificate} and {key} do not go together: {error}"))
+            })?
+        }
+        _ => builder.with_no_client_auth(),
     };
     let protocols: &[&[u8]] = if config.http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
@@ -35,13 +52,29 @@ pub(crate) fn client_config(config: &WebhookConfig, https: bool) -> Result<Clien
 }
 
 fn roots_of(path: &Path) -> Result<RootCertStore, SinkError> {
-    let fatal = |why: String| SinkError::fatal(format!("the CA file {} cannot be used: {why}", path.display()));
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fatal(error.to_string()))? {
-        let certificate = certificate.map_err(|error| fatal(error.to_string()))?;
-        roots.add(certificate).map_err(|error| fatal(error.to_string()))?;
+    for certificate in certificates_of(path, "CA file")? {
+        roots
+            .add(certificate)
+            .map_err(|error| SinkError::fatal(format!("the CA file {} cannot be used: {error}", path.display())))?;
     }
-    if roots.is_empty() { Err(fatal("it holds no certificate in PEM form".into())) } else { Ok(roots) }
+    Ok(roots)
+}
+
+fn certificates_of(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, SinkError> {
+    let fatal = |why: String| SinkError::fatal(format!("the {what} {} cannot be used: {why}", path.display()));
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| fatal(pem_fault(&error)))?;
+    let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(|error| fatal(pem_fault(&error)))?;
+    if certificates.is_empty() { Err(fatal("it holds no certificate in PEM form".into())) } else { Ok(certificates) }
+}
+
+/// What is wrong with a PEM file, without anything of what it holds.
+fn pem_fault(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "it holds nothing of that kind in PEM form".to_owned(),
+        _ => "it is not in PEM form".to_owned(),
+    }
 }
 
 fn system_roots() -> Result<RootCertStore, SinkError> {
@@ -60,7 +93,25 @@ fn system_roots() -> Result<RootCertStore, SinkError> {
 
 /// What a certificate error means for the operator; `None` for other errors.
 pub(crate) fn certificate_fault(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let rustls::Error::InvalidCertificate(fault) = rustls_error(error)? else { return None };
+    let fault = match rustls_error(error)? {
+        rustls::Error::InvalidCertificate(fault) => fault,
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied,
+        ) => {
+            return Some(
+                "it does not accept the client's certificate, or misses one: check `cert_file` and `key_file`"
+                    .to_owned(),
+            );
+        }
+        _ => return None,
+    };
     Some(match fault {
         // A bad signature: a CA of the same name as one that is trusted.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {

@@ -1,6 +1,7 @@
 //! Against servers that answer, lie, stall and break.
 
 mod batch;
+mod guard;
 mod server;
 mod tls;
 

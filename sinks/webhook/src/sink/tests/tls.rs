@@ -11,12 +11,35 @@ use super::*;
 /// A CA in a file of its own, and servers with certificates of it.
 struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    file: std::path::PathBuf,
+    file: File,
 }
 
-impl Drop for Ca {
+/// A file that goes with its value.
+#[derive(serde::Serialize)]
+#[serde(transparent)]
+struct File(std::path::PathBuf);
+
+impl File {
+    fn new(text: &str) -> Self {
+        static FILES: AtomicUsize = AtomicUsize::new(0);
+        let number = FILES.fetch_add(1, Ordering::Relaxed);
+        let file = std::env::temp_dir().join(format!("walgate-webhook-{}-{number}.pem", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        File(file)
+    }
+}
+
+impl std::ops::Deref for File {
+    type Target = std::path::Path;
+
+    fn deref(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for File {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.file);
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -26,11 +49,15 @@ impl Ca {
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        static FILES: AtomicUsize = AtomicUsize::new(0);
-        let number = FILES.fetch_add(1, Ordering::Relaxed);
-        let file = std::env::temp_dir().join(format!("walgate-webhook-{}-{number}.pem", std::process::id()));
-        std::fs::write(&file, issuer.pem()).unwrap();
+        let file = File::new(&issuer.pem());
         Ca { issuer, file }
+    }
+
+    /// A client's certificate and its key.
+    fn client(&self) -> (File, File) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(Vec::new()).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (File::new(&certificate.pem()), File::new(&key.serialize_pem()))
     }
 
     fn server(&self, host: &str, change: impl FnOnce(&mut CertificateParams)) -> ServerConfig {
@@ -90,6 +117,70 @@ async fn bad_certificates_are_fatal_and_named() {
         assert_eq!(deliver(&trusting, "1").await, ACKNOWLEDGED);
         assert_eq!(server.next().await.body, BODY);
     }
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_a_server_that_asks_for_one() {
+    let (ca, stranger) = (Ca::new("ours"), Ca::new("stranger"));
+    let roots = |ca: &Ca| {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.issuer.der().clone()).unwrap();
+        Arc::new(roots)
+    };
+    let provider = Arc::new(ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots(&ca), Arc::clone(&provider)).build().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate =
+        CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &ca.issuer).unwrap();
+    let tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    let mut server = Server::start_tls([status("200 OK")], tls).await;
+
+    let (cert, key) = ca.client();
+    let good = sink_with(json!({ "ca_file": ca.file, "cert_file": &*cert, "key_file": &*key }), &https(&server), LONG);
+    assert_eq!(good.check().await, Ok(()));
+    assert_eq!(deliver(&good, "1").await, ACKNOWLEDGED);
+    assert_eq!(server.next().await.headers["webhook-id"], "1");
+
+    let none = sink_with(ca.config(), &https(&server), LONG);
+    let (cert, key) = stranger.client();
+    let wrong = sink_with(json!({ "ca_file": ca.file, "cert_file": &*cert, "key_file": &*key }), &https(&server), LONG);
+    for sink in [none, wrong] {
+        let failure = failure(deliver(&sink, "2").await);
+        assert_eq!(failure.kind, FailureKind::Fatal, "{failure}");
+        assert!(failure.message.contains("check `cert_file` and `key_file`"), "{failure}");
+    }
+}
+
+#[test]
+fn client_certificates_that_cannot_be_used_are_named() {
+    let ca = Ca::new("ours");
+    let (cert, key) = ca.client();
+    let (_, other_key) = ca.client();
+    let connect = |cert: &std::path::Path, key: &std::path::Path| {
+        let config = json!({ "url": "https://a.example", "secret": SECRET, "ca_file": ca.file, "cert_file": cert, "key_file": key });
+        let config: WebhookConfig = serde_json::from_value(config).unwrap();
+        WebhookSink::new(&config, &SinkContext::new("partner", LONG)).map(drop)
+    };
+    assert_eq!(connect(&cert, &key), Ok(()));
+    for (cert, key, says) in [
+        (&*cert, &*other_key, "do not go together"),
+        (&*key, &*key, "the client certificate file"),
+        (&*cert, &*cert, "the private key file"),
+    ] {
+        let error = connect(cert, key).unwrap_err();
+        assert_eq!(error.kind, SinkErrorKind::Fatal);
+        assert!(error.message.contains(says), "{error}");
+    }
+    let half: WebhookConfig =
+        serde_json::from_value(json!({ "url": "https://a.example", "secret": SECRET, "cert_file": "/c.pem" })).unwrap();
+    let issues: Vec<String> = WebhookFactory::validate(&half).iter().map(ToString::to_string).collect();
+    assert_eq!(issues, ["a client certificate needs `key_file` too"]);
 }
 
 #[tokio::test]
