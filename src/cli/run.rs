@@ -14,7 +14,7 @@ use super::{
 use crate::{
     admin,
     checkpoint::Checkpoint,
-    config::{Listen, Loaded, listen_address},
+    config::{Listen, Loaded, Route, listen_address},
     control::{self, Finding, Link, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
     error::ExitStatus,
     lane::{DeliveryOutcome, LaneSettings, Observer, SinkSource},
@@ -232,12 +232,16 @@ fn assemble(
 ) -> Gateway {
     let Loaded { config, sinks, .. } = loaded;
     let Routing { router, reader } = routing;
-    let labels: Vec<Arc<str>> = config.routes.iter().map(|route| route.event_type.0.join(",").into()).collect();
+    let labels = |sink: &str| -> Vec<Option<Arc<str>>> {
+        let leads = |route: &Route| route.to.0.iter().any(|target| target.sink == sink);
+        let label = |route: &Route| leads(route).then(|| route.event_type.0.join(",").into());
+        config.routes.iter().map(label).collect()
+    };
     let checkpoint = Checkpoint::new(confirmed);
     let plans = sinks
         .into_iter()
         .map(|sink| LanePlan {
-            observer: Arc::new(Meter(metrics.sink(&sink.name, &labels), metrics.clone())),
+            observer: Arc::new(Meter(metrics.sink(&sink.name, &labels(&sink.name)), metrics.clone())),
             kind: sink.kind,
             source: SinkSource::factory(
                 sink.factory,
@@ -314,8 +318,8 @@ impl Observer for Meter {
         self.0.attempt(took);
     }
 
-    fn commit_to_ack(&self, took: Duration) {
-        self.0.commit_to_ack(took);
+    fn commit_to_ack(&self, ages: &[(Duration, u64)]) {
+        self.0.commit_to_ack(ages);
     }
 
     fn sink_up(&self, up: bool) {

@@ -63,10 +63,15 @@ impl Journal {
             self.observer.delivered(first.route, outcome, same.len() as u64);
         }
         let wall = Timestamp::now();
-        for delivery in acknowledged {
-            let micros = wall.0.saturating_sub(delivery.committed_at.0);
-            self.observer.commit_to_ack(Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
-        }
+        // Events of one transaction are as old as each other.
+        let ages: Vec<_> = acknowledged
+            .chunk_by(|a, b| a.committed_at == b.committed_at)
+            .filter_map(|same| {
+                let micros = wall.0.saturating_sub(same.first()?.committed_at.0);
+                Some((Duration::from_micros(u64::try_from(micros).unwrap_or(0)), same.len() as u64))
+            })
+            .collect();
+        self.observer.commit_to_ack(&ages);
     }
 
     /// Measures and logs these notes.

@@ -48,9 +48,9 @@ pub trait Observer: Send + Sync {
     fn delivery_seconds(&self, took: Duration) {
         let _ = took;
     }
-    /// An event was acknowledged this long after its commit.
-    fn commit_to_ack(&self, took: Duration) {
-        let _ = took;
+    /// Events were acknowledged so long after their commits: each duration so many times. Once for each batch.
+    fn commit_to_ack(&self, ages: &[(Duration, u64)]) {
+        let _ = ages;
     }
     /// So many deliveries are in flight now.
     fn in_flight(&self, deliveries: usize) {

@@ -180,15 +180,12 @@ impl StatusBoard {
     #[must_use]
     pub fn metrics(&self) -> String {
         let metrics = &self.shared.metrics;
-        let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         if let Some(checkpoint) = lock(&self.shared.checkpoint).as_ref().map(Checkpoint::snapshot) {
-            metrics.inflight_bytes.set(gauge(checkpoint.unsettled_bytes));
-            metrics.checkpoint_lsn.set(gauge(checkpoint.flush_lsn.0));
+            metrics.checkpoint(checkpoint.flush_lsn.0, checkpoint.unsettled_bytes);
         }
-        if let Some(slot) = self.slot_report().as_ref().and_then(|report| report.slot.as_ref()) {
-            metrics.replication_lag_bytes.set(gauge(slot.lag_bytes.unwrap_or(0)));
-            metrics.slot_retained_bytes.set(gauge(slot.retained_bytes.unwrap_or(0)));
-        }
+        let report = self.slot_report();
+        let slot = report.as_ref().and_then(|report| report.slot.as_ref());
+        metrics.slot(slot.and_then(|slot| slot.lag_bytes), slot.and_then(|slot| slot.retained_bytes));
         for lane in lock(&self.shared.lanes).iter() {
             let status = lane.handle.status();
             let sink = metrics.sink(&lane.name, &[]);

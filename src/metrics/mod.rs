@@ -1,5 +1,8 @@
 //! What `/metrics` shows. Every name is here; labels come from the configuration, never from event data.
 
+mod histogram;
+mod known;
+
 use std::{
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -7,12 +10,20 @@ use std::{
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
 
-/// The outcome of almost every delivery: its counters are looked up once.
-const ACKNOWLEDGED: &str = "acknowledged";
+use self::{histogram::Histogram, known::Known};
+
+/// What can become of a delivery. Counters that have not counted yet are shown as zero, so that an alarm sees the first
+/// step too.
+const OUTCOMES: [&str; 4] = ["acknowledged", "duplicate", "skipped", "halted"];
+/// Why an event is left out: no route, `on_reject: skip`, and what makes a row no event.
+const DISCARD_REASONS: [&str; 6] =
+    ["unrouted", "rejected", "null_column", "not_utf8", "invalid_headers", "invalid_bytea"];
+/// Changes of the outbox that are no inserts.
+const IGNORED_KINDS: [&str; 3] = ["update", "delete", "truncate"];
 
 type FloatGauge = Gauge<f64, AtomicU64>;
 
@@ -57,12 +68,9 @@ pub struct Metrics {
     pub reconnects: Counter,
     /// Bytes of unsettled events in memory.
     pub inflight_bytes: Gauge,
-    /// WAL between the checkpoint and the end of the server's WAL, in bytes.
-    pub replication_lag_bytes: Gauge,
-    /// WAL that the slot keeps on the server's disk, in bytes.
-    pub slot_retained_bytes: Gauge,
-    /// The confirmed flush LSN as a number of bytes from the beginning of WAL.
-    pub checkpoint_lsn: Gauge,
+    replication_lag_bytes: Known,
+    slot_retained_bytes: Known,
+    checkpoint_lsn: Known,
     /// 1 while events are streamed from PostgreSQL.
     pub streaming: Gauge,
 }
@@ -70,10 +78,8 @@ pub struct Metrics {
 /// The metrics of one sink, looked up once.
 #[derive(Clone)]
 pub struct SinkMetrics {
-    sink: Arc<str>,
-    events: Family<EventLabels, Counter>,
-    acknowledged: Vec<Counter>,
-    routes: Vec<Arc<str>>,
+    /// By route, and then as [`OUTCOMES`]; `None`: the route does not lead here.
+    delivered: Vec<Option<[Counter; OUTCOMES.len()]>>,
     delivery_seconds: Histogram,
     commit_to_ack_seconds: Histogram,
     retries: Counter,
@@ -83,11 +89,11 @@ pub struct SinkMetrics {
 }
 
 fn delivery_buckets() -> Histogram {
-    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0])
+    Histogram::new(&[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0])
 }
 
 fn commit_buckets() -> Histogram {
-    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0])
+    Histogram::new(&[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0])
 }
 
 impl Default for Metrics {
@@ -115,9 +121,9 @@ impl Metrics {
             events_received: Counter::default(),
             reconnects: Counter::default(),
             inflight_bytes: Gauge::default(),
-            replication_lag_bytes: Gauge::default(),
-            slot_retained_bytes: Gauge::default(),
-            checkpoint_lsn: Gauge::default(),
+            replication_lag_bytes: Known::default(),
+            slot_retained_bytes: Known::default(),
+            checkpoint_lsn: Known::default(),
             streaming: Gauge::default(),
         };
         let started: FloatGauge = Gauge::default();
@@ -171,29 +177,47 @@ impl Metrics {
         registry.register("checkpoint_lsn", "The confirmed flush LSN", metrics.checkpoint_lsn.clone());
         registry.register("streaming", "1 while events are streamed from PostgreSQL", metrics.streaming.clone());
         metrics.registry = Arc::new(registry);
+        for reason in DISCARD_REASONS {
+            metrics.discarded.get_or_create_owned(&ReasonLabel { reason });
+        }
+        for kind in IGNORED_KINDS {
+            metrics.ignored_rows.get_or_create_owned(&RowLabel { kind });
+        }
         metrics
     }
 
-    /// The metrics of one sink with these routes (their labels by index).
+    /// The metrics of one sink. `routes`: by the number of the route its label, or `None` where it does not lead here.
     #[must_use]
-    pub fn sink(&self, name: &str, routes: &[Arc<str>]) -> SinkMetrics {
+    pub fn sink(&self, name: &str, routes: &[Option<Arc<str>>]) -> SinkMetrics {
         let label = SinkLabel { sink: name.into() };
-        let counter = |outcome, route: &Arc<str>| {
-            let labels = EventLabels { sink: label.sink.clone(), route: route.clone(), outcome };
-            self.events.get_or_create_owned(&labels)
+        let counters = |route: &Arc<str>| {
+            OUTCOMES.map(|outcome| {
+                let labels = EventLabels { sink: label.sink.clone(), route: route.clone(), outcome };
+                self.events.get_or_create_owned(&labels)
+            })
         };
         SinkMetrics {
-            events: self.events.clone(),
-            acknowledged: routes.iter().map(|route| counter(ACKNOWLEDGED, route)).collect(),
-            routes: routes.to_vec(),
+            delivered: routes.iter().map(|route| route.as_ref().map(counters)).collect(),
             delivery_seconds: self.delivery_seconds.get_or_create_owned(&label),
             commit_to_ack_seconds: self.commit_to_ack_seconds.get_or_create_owned(&label),
             retries: self.retries.get_or_create_owned(&label),
             duplicates: self.duplicates.get_or_create_owned(&label),
             up: self.sink_up.get_or_create_owned(&label),
             inflight: self.inflight_events.get_or_create_owned(&label),
-            sink: label.sink,
         }
+    }
+
+    /// WAL between the checkpoint and the end of the server's WAL, and WAL that the slot keeps on the server's disk, in
+    /// bytes; `None`: not known.
+    pub fn slot(&self, lag: Option<u64>, retained: Option<u64>) {
+        self.replication_lag_bytes.set(lag);
+        self.slot_retained_bytes.set(retained);
+    }
+
+    /// The confirmed flush LSN as a number of bytes from the beginning of WAL, and the bytes of unsettled events.
+    pub fn checkpoint(&self, flush_lsn: u64, unsettled_bytes: u64) {
+        self.checkpoint_lsn.set(Some(flush_lsn));
+        self.inflight_bytes.set(signed(unsettled_bytes));
     }
 
     /// Counts an event that goes nowhere, by a rule of the configuration.
@@ -219,19 +243,16 @@ impl Metrics {
 impl SinkMetrics {
     /// So many deliveries of a route came to this outcome.
     pub fn delivered(&self, route: u16, outcome: &'static str, count: u64) {
-        if outcome == ACKNOWLEDGED
-            && let Some(counter) = self.acknowledged.get(usize::from(route))
-        {
+        let counters = self.delivered.get(usize::from(route)).and_then(Option::as_ref);
+        let outcome = OUTCOMES.iter().position(|known| *known == outcome);
+        if let Some(counter) = counters.zip(outcome).and_then(|(counters, outcome)| counters.get(outcome)) {
             counter.inc_by(count);
-            return;
         }
-        let route = self.routes.get(usize::from(route)).cloned().unwrap_or_else(|| "".into());
-        self.events.get_or_create_owned(&EventLabels { sink: self.sink.clone(), route, outcome }).inc_by(count);
     }
 
-    /// An event was acknowledged this long after its commit.
-    pub fn commit_to_ack(&self, took: Duration) {
-        self.commit_to_ack_seconds.observe(took.as_secs_f64());
+    /// Events were acknowledged so long after their commits: each duration so many times.
+    pub fn commit_to_ack(&self, ages: &[(Duration, u64)]) {
+        self.commit_to_ack_seconds.observe(ages.iter().copied());
     }
 
     /// The broker had so many deliveries already.
@@ -241,7 +262,7 @@ impl SinkMetrics {
 
     /// One attempt of a batch took so long.
     pub fn attempt(&self, took: Duration) {
-        self.delivery_seconds.observe(took.as_secs_f64());
+        self.delivery_seconds.observe([(took, 1)]);
     }
 
     /// So many attempts failed and are made again.
@@ -256,8 +277,12 @@ impl SinkMetrics {
 
     /// Unsettled events of the sink.
     pub fn inflight(&self, events: u64) {
-        self.inflight.set(i64::try_from(events).unwrap_or(i64::MAX));
+        self.inflight.set(signed(events));
     }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -267,23 +292,48 @@ mod tests {
     #[test]
     fn names_follow_the_conventions() {
         let metrics = Metrics::new();
-        let routes: [Arc<str>; 1] = ["order.*".into()];
-        let sink = metrics.sink("partner", &routes);
-        sink.delivered(0, "acknowledged", 1);
-        sink.commit_to_ack(Duration::from_millis(3));
+        let sink = metrics.sink("partner", &[None, Some("order.*".into())]);
+        sink.delivered(1, "acknowledged", 1);
+        sink.delivered(0, "acknowledged", 5);
+        sink.delivered(7, "acknowledged", 5);
+        sink.commit_to_ack(&[(Duration::from_millis(3), 2), (Duration::from_millis(30), 1)]);
         sink.attempt(Duration::from_millis(2));
         sink.up(true);
         metrics.discarded("unrouted");
+        metrics.checkpoint(77, 5);
         let text = metrics.encode();
         for line in [
             "walgate_events_total{sink=\"partner\",route=\"order.*\",outcome=\"acknowledged\"} 1",
-            "walgate_commit_to_ack_seconds_count{sink=\"partner\"} 1",
+            "walgate_events_total{sink=\"partner\",route=\"order.*\",outcome=\"halted\"} 0",
+            "walgate_commit_to_ack_seconds_count{sink=\"partner\"} 3",
             "walgate_delivery_seconds_count{sink=\"partner\"} 1",
             "walgate_sink_up{sink=\"partner\"} 1",
             "walgate_discarded_events_total{reason=\"unrouted\"} 1",
+            "walgate_discarded_events_total{reason=\"null_column\"} 0",
+            "walgate_ignored_rows_total{kind=\"truncate\"} 0",
+            "walgate_checkpoint_lsn 77",
+            "walgate_inflight_bytes 5",
             "walgate_build_info{version=",
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }
+        assert_eq!(
+            text.matches("walgate_events_total{").count(),
+            OUTCOMES.len(),
+            "the routes that lead there:\n{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_shown() {
+        let metrics = Metrics::new();
+        let shown = |metrics: &Metrics, line: &str| metrics.encode().lines().any(|found| found.starts_with(line));
+        for name in ["walgate_replication_lag_bytes", "walgate_slot_retained_bytes", "walgate_checkpoint_lsn"] {
+            assert!(!shown(&metrics, name), "{name}");
+        }
+        metrics.slot(Some(5), None);
+        assert!(shown(&metrics, "walgate_replication_lag_bytes 5") && !shown(&metrics, "walgate_slot_retained_bytes"));
+        metrics.slot(None, Some(6));
+        assert!(!shown(&metrics, "walgate_replication_lag_bytes") && shown(&metrics, "walgate_slot_retained_bytes 6"));
     }
 }

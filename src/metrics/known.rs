@@ -1,0 +1,29 @@
+//! A gauge whose value is not always known.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::{
+    encoding::{EncodeMetric, MetricEncoder},
+    metrics::MetricType,
+};
+
+/// A number that is not shown before it is known: a zero would be a lie. A clone is the same gauge.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known(Arc<Mutex<Option<u64>>>);
+
+impl Known {
+    pub(super) fn set(&self, value: Option<u64>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+impl EncodeMetric for Known {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let value = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        value.map_or(Ok(()), |value| encoder.encode_gauge(&value))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
