@@ -1,15 +1,18 @@
 //! The HTTP interface: `/livez`, `/readyz`, `/status`, `/metrics`. Read only, no secrets, no payloads.
 
+mod serve;
+
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::IntoResponse,
     routing::get,
 };
 use tokio::net::TcpListener;
 
-use crate::pipeline::StatusBoard;
+pub use self::serve::serve;
+use crate::{metrics::Format, pipeline::StatusBoard};
 
 /// Binds the address of `admin.listen`.
 ///
@@ -22,14 +25,6 @@ pub async fn bind(host: &str, port: u16) -> Result<TcpListener, String> {
              Set `admin.listen` to another port, or to `off`"
         )
     })
-}
-
-/// Serves until the process ends.
-///
-/// # Errors
-/// The listener broke.
-pub async fn serve(listener: TcpListener, board: StatusBoard) -> std::io::Result<()> {
-    axum::serve(listener, routes(board)).await
 }
 
 fn routes(board: StatusBoard) -> Router {
@@ -50,7 +45,13 @@ async fn ready(State(board): State<StatusBoard>) -> impl IntoResponse {
     }
 }
 
-async fn metrics(State(board): State<StatusBoard>) -> impl IntoResponse {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], board.metrics())
+/// OpenMetrics for who asks for it, as Prometheus does; else the format that everything reads.
+async fn metrics(State(board): State<StatusBoard>, headers: HeaderMap) -> impl IntoResponse {
+    let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    let format = if accepted.any(|accept| accept.contains("application/openmetrics-text")) {
+        Format::OpenMetrics
+    } else {
+        Format::Classic
+    };
+    ([(header::CONTENT_TYPE, format.content_type())], board.metrics(format))
 }

@@ -9,6 +9,7 @@ mod run;
 mod setup;
 mod signals;
 mod status;
+mod systemd;
 
 use std::{io::IsTerminal, path::PathBuf};
 

@@ -9,7 +9,7 @@ use walgate_sink::{Lsn, SinkContext};
 use super::{
     ConfigArgs, complain,
     setup::{self, Routing},
-    signals,
+    signals, systemd,
 };
 use crate::{
     admin,
@@ -19,7 +19,7 @@ use crate::{
     error::ExitStatus,
     lane::{DeliveryOutcome, LaneSettings, Observer, SinkSource},
     metrics::{Metrics, SinkMetrics},
-    pipeline::{Gateway, Identity, Intake, LanePlan, Lanes, SourceState, StatusBoard, Summary},
+    pipeline::{Gateway, Identity, Intake, LanePlan, Lanes, Pulse, SourceState, StatusBoard, Summary},
     postgres::ConnectSettings,
     registry::Registry,
     source::StreamOptions,
@@ -42,12 +42,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Runs the gateway.
 pub async fn run(args: RunArgs, registry: &Registry) -> ExitStatus {
     telemetry::log_panics();
-    match start(args, registry).await {
+    let pulse = Pulse::default();
+    match pulse.of(start(args, registry, pulse.clone())).await {
         Ok(status) | Err(status) => status,
     }
 }
 
-async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitStatus> {
+async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitStatus, ExitStatus> {
     let loaded = setup::load(&args.config, registry)?;
     let settings = setup::settings(&loaded).map_err(|errors| setup::refuse(&errors))?;
     let mut routing = setup::routing(&loaded).map_err(|errors| setup::refuse(&errors))?;
@@ -63,6 +64,7 @@ async fn start(args: RunArgs, registry: &Registry) -> Result<ExitStatus, ExitSta
     let metrics = Metrics::new();
     let board = board(&loaded, &settings, &routing, &metrics);
     serve_admin(&loaded, &board).await?;
+    systemd::tell(board.clone(), pulse, stop.subscribe());
     let sinks: Vec<String> = loaded.sinks.iter().map(|sink| format!("{} ({})", sink.name, sink.kind)).collect();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -122,12 +124,7 @@ async fn serve_admin(loaded: &Loaded, board: &StatusBoard) -> Result<(), ExitSta
         complain(&message);
         ExitStatus::Environment
     })?;
-    let board = board.clone();
-    tokio::spawn(async move {
-        if let Err(error) = admin::serve(listener, board).await {
-            tracing::error!(%error, "the admin interface has ended");
-        }
-    });
+    tokio::spawn(admin::serve(listener, board.clone()));
     Ok(())
 }
 

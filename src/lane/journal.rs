@@ -11,7 +11,7 @@ use super::{
     metrics::{DeliveryOutcome, Observer},
     work::{Acknowledged, Attempt, Finished, Note},
 };
-use crate::telemetry::{Gates, clip};
+use crate::telemetry::{Gates, clip, sentence};
 
 /// Writes down what happens. Events that are left out or held get a line each, whatever their number, because that
 /// line is all that is left of them; of anything else [`Gates`] let fewer and fewer lines through, each of which counts
@@ -88,7 +88,7 @@ impl Journal {
                 let Some(suppressed) = self.open(kind.as_str(), now) else { return };
                 let Attempt { event_id, position, route, number } = attempt;
                 tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
-                    attempt = number, kind = kind.as_str(), next_retry = text(*delay), suppressed, error,
+                    attempt = number, kind = kind.as_str(), next_retry = text(*delay), suppressed, error = sentence(error),
                     "delivery failed, it will be tried again");
             }
             Note::Skipped { attempt, rejection } => {
@@ -96,7 +96,7 @@ impl Journal {
                 self.observer.rejected(rejection.reason);
                 let Attempt { event_id, position, route, number } = attempt;
                 tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
-                    attempt = number, reason = %rejection.reason, error = %rejection,
+                    attempt = number, reason = %rejection.reason, error = sentence(&rejection.message),
                     "event rejected and left out, because on_reject is skip: this sink will never get it");
             }
             Note::Halted { attempt, rejection } => {
@@ -104,7 +104,7 @@ impl Journal {
                 self.observer.rejected(rejection.reason);
                 let Attempt { event_id, position, route, number } = attempt;
                 tracing::error!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
-                    attempt = number, reason = %rejection.reason, error = %rejection,
+                    attempt = number, reason = %rejection.reason, error = sentence(&rejection.message),
                     "event rejected: it, the events behind it of its key, and the checkpoint are held; make the sink \
                      accept it and restart, or set on_reject: skip for this sink to go on without it");
             }
@@ -112,7 +112,7 @@ impl Journal {
                 self.observer.sink_up(false);
                 let Some(suppressed) = self.open("down", now) else { return };
                 self.told_down = true;
-                tracing::error!(sink = %self.sink, cause = cause.as_str(), next_probe = text(*delay), suppressed, error,
+                tracing::error!(sink = %self.sink, cause = cause.as_str(), next_probe = text(*delay), suppressed, error = sentence(error),
                     "sink down: nothing is sent to it until it works again");
             }
             Note::ProbeFailed { error, delay } => {
@@ -129,7 +129,7 @@ impl Journal {
             }
             Note::SinkClosed { error } => {
                 self.observer.sink_up(false);
-                tracing::warn!(sink = %self.sink, error, "the sink's receiver has gone for good: stopping");
+                tracing::warn!(sink = %self.sink, error = sentence(error), "the sink's receiver has gone for good: stopping");
             }
         }
     }

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use walgate_sink::{Position, Timestamp};
 
 use super::{Lane, health::State};
-use crate::telemetry::clip;
+use crate::telemetry::{clip, sentence};
 
 /// The state of a sink and its lane at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -128,7 +128,7 @@ impl Lane {
             outage_seconds: self.health.outage().map(|(_, since)| seconds_since(since)),
             attempts: self.attempts,
             last_error: self.last_error.as_ref().map(|trouble| LastError {
-                message: trouble.message.clone(),
+                message: sentence(&trouble.message),
                 kind: trouble.kind,
                 at: rfc3339(wall, now.saturating_duration_since(trouble.at)),
                 event_id: trouble.event.as_ref().map(|(id, _)| clip(id)),

@@ -1,5 +1,6 @@
 //! What `/metrics` shows. Every name is here; labels come from the configuration, never from event data.
 
+mod classic;
 mod histogram;
 mod known;
 
@@ -47,6 +48,26 @@ struct ReasonLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RowLabel {
     kind: &'static str,
+}
+
+/// How metrics are written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Prometheus's text format 0.0.4.
+    Classic,
+}
+
+impl Format {
+    /// The media type.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Format::Classic => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
 }
 
 /// Every metric of the process. Cheap to clone.
@@ -162,19 +183,34 @@ impl Metrics {
             "Changes of the outbox table that are no inserts, and were ignored",
             metrics.ignored_rows.clone(),
         );
-        registry.register("reconnects", "Connections to the slot that broke", metrics.reconnects.clone());
-        registry.register("inflight_bytes", "Bytes of unsettled events in memory", metrics.inflight_bytes.clone());
         registry.register(
-            "replication_lag_bytes",
+            "reconnects",
+            "Connections to the slot that broke and were made again",
+            metrics.reconnects.clone(),
+        );
+        registry.register_with_unit(
+            "inflight",
+            "Bytes of unsettled events in memory",
+            Unit::Bytes,
+            metrics.inflight_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "replication_lag",
             "WAL between the checkpoint and the end of the server's WAL",
+            Unit::Bytes,
             metrics.replication_lag_bytes.clone(),
         );
-        registry.register(
-            "slot_retained_bytes",
+        registry.register_with_unit(
+            "slot_retained",
             "WAL that the slot keeps on the server's disk",
+            Unit::Bytes,
             metrics.slot_retained_bytes.clone(),
         );
-        registry.register("checkpoint_lsn", "The confirmed flush LSN", metrics.checkpoint_lsn.clone());
+        registry.register(
+            "checkpoint_lsn",
+            "What is confirmed to PostgreSQL: an LSN as a number of bytes",
+            metrics.checkpoint_lsn.clone(),
+        );
         registry.register("streaming", "1 while events are streamed from PostgreSQL", metrics.streaming.clone());
         metrics.registry = Arc::new(registry);
         for reason in DISCARD_REASONS {
@@ -230,13 +266,16 @@ impl Metrics {
         self.ignored_rows.get_or_create_owned(&RowLabel { kind }).inc();
     }
 
-    /// The text that a Prometheus server scrapes (OpenMetrics 1.0).
+    /// The text that a scraper reads.
     #[must_use]
-    pub fn encode(&self) -> String {
+    pub fn encode(&self, format: Format) -> String {
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        text
+        match format {
+            Format::OpenMetrics => text,
+            Format::Classic => classic::from_open_metrics(&text),
+        }
     }
 }
 
@@ -301,7 +340,7 @@ mod tests {
         sink.up(true);
         metrics.discarded("unrouted");
         metrics.checkpoint(77, 5);
-        let text = metrics.encode();
+        let text = metrics.encode(Format::OpenMetrics);
         for line in [
             "walgate_events_total{sink=\"partner\",route=\"order.*\",outcome=\"acknowledged\"} 1",
             "walgate_events_total{sink=\"partner\",route=\"order.*\",outcome=\"halted\"} 0",
@@ -327,7 +366,9 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_shown() {
         let metrics = Metrics::new();
-        let shown = |metrics: &Metrics, line: &str| metrics.encode().lines().any(|found| found.starts_with(line));
+        let shown = |metrics: &Metrics, line: &str| {
+            metrics.encode(Format::OpenMetrics).lines().any(|found| found.starts_with(line))
+        };
         for name in ["walgate_replication_lag_bytes", "walgate_slot_retained_bytes", "walgate_checkpoint_lsn"] {
             assert!(!shown(&metrics, name), "{name}");
         }

@@ -6,6 +6,7 @@
 mod connection;
 mod intake;
 mod lanes;
+mod pulse;
 mod status;
 mod stop;
 mod window;
@@ -19,6 +20,7 @@ use self::connection::{Ended, SessionGuard};
 pub use self::{
     intake::{Intake, IntakeError},
     lanes::{Ending, LanePlan, Lanes, NamedLane},
+    pulse::{Pulse, is_alive},
     status::{GatewayStatus, Identity, SinkStatus, SourceState, StatusBoard},
 };
 use crate::{

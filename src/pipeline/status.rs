@@ -13,7 +13,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointStatus},
     control::SlotReport,
     lane::{LaneState, LaneStatus},
-    metrics::Metrics,
+    metrics::{Format, Metrics},
     pipeline::NamedLane,
 };
 
@@ -158,6 +158,10 @@ impl StatusBoard {
         *lock(&self.shared.lanes) = lanes;
     }
 
+    pub(super) fn lanes(&self) -> Vec<NamedLane> {
+        lock(&self.shared.lanes).clone()
+    }
+
     pub(super) fn set_slot(&self, slot: watch::Receiver<Option<Arc<SlotReport>>>) {
         *lock(&self.shared.slot) = Some(slot);
     }
@@ -178,7 +182,7 @@ impl StatusBoard {
 
     /// The metrics' text, with the gauges brought up to date.
     #[must_use]
-    pub fn metrics(&self) -> String {
+    pub fn metrics(&self, format: Format) -> String {
         let metrics = &self.shared.metrics;
         if let Some(checkpoint) = lock(&self.shared.checkpoint).as_ref().map(Checkpoint::snapshot) {
             metrics.checkpoint(checkpoint.flush_lsn.0, checkpoint.unsettled_bytes);
@@ -192,7 +196,7 @@ impl StatusBoard {
             sink.inflight(status.unsettled as u64);
             sink.up(!matches!(status.state, LaneState::Down | LaneState::Probing | LaneState::Closed));
         }
-        metrics.encode()
+        metrics.encode(format)
     }
 
     fn slot_report(&self) -> Option<Arc<SlotReport>> {

@@ -48,21 +48,43 @@ pub fn init(format: LogFormat, filter: &str, color: bool) -> Result<(), String> 
     Ok(())
 }
 
-/// Characters of a text from outside that go into a log line or a status.
-const LONGEST: usize = 256;
+/// Characters of a name from outside that go into a log line or a status.
+const NAME: usize = 256;
+/// Characters of a sentence from outside.
+const SENTENCE: usize = 1000;
+/// Bytes of either, escapes included.
+const FIELD: usize = 1024;
 
 /// The beginning of a text from outside (an event's identity, its type, a panic's message), control characters escaped:
 /// it is whatever somebody put there.
 #[must_use]
 pub fn clip(text: &str) -> String {
-    let mut clipped = String::with_capacity(text.len().min(LONGEST));
-    for char in text.chars().take(LONGEST) {
-        if char.is_control() || is_bidi(char) { clipped.extend(char.escape_default()) } else { clipped.push(char) }
+    plain(text, NAME)
+}
+
+/// The same for a sentence, such as a sink's error.
+#[must_use]
+pub fn sentence(text: &str) -> String {
+    plain(text, SENTENCE)
+}
+
+fn plain(text: &str, longest: usize) -> String {
+    const CUT: &str = "...";
+    let mut plain = String::with_capacity(text.len().min(longest));
+    for (count, char) in text.chars().enumerate() {
+        let before = plain.len();
+        if char.is_control() || is_bidi(char) {
+            plain.extend(char.escape_default())
+        } else {
+            plain.push(char)
+        }
+        if count == longest || plain.len() > FIELD - CUT.len() {
+            plain.truncate(before);
+            plain.push_str(CUT);
+            break;
+        }
     }
-    if text.chars().nth(LONGEST).is_some() {
-        clipped.push_str("...");
-    }
-    clipped
+    plain
 }
 
 /// Characters that turn the direction of the text around them: a line must not read as another one.
@@ -78,6 +100,13 @@ mod tests {
     fn a_text_from_outside_is_short_and_plain() {
         assert_eq!(clip("order.created"), "order.created");
         assert_eq!(clip("a\u{1b}[31m\r\nb\u{9b}\u{202e}"), "a\\u{1b}[31m\\r\\nb\\u{9b}\\u{202e}");
-        assert_eq!(clip(&"é".repeat(1_000_000)).chars().count(), LONGEST + 3);
+        assert_eq!(clip(&"é".repeat(1_000_000)).chars().count(), NAME + 3);
+        assert_eq!(clip(&"é".repeat(NAME)).chars().count(), NAME);
+        for text in ["\u{1b}", "é", "\u{10ffff}", "x"] {
+            let text = text.repeat(1_000_000);
+            for field in [clip(&text), sentence(&text)] {
+                assert!(field.len() <= FIELD && field.ends_with("..."), "{field}");
+            }
+        }
     }
 }

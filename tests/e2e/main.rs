@@ -14,6 +14,7 @@ mod crash;
 mod demo;
 #[cfg(feature = "nats")]
 mod nats;
+mod operation;
 mod receivers;
 mod rig;
 mod secrets;

@@ -14,6 +14,7 @@ pub mod lsn;
 pub mod nats;
 #[cfg(feature = "nats")]
 pub mod nats_wire;
+pub mod openmetrics;
 pub mod oracle;
 pub mod pgwire;
 pub mod postgres;

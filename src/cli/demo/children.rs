@@ -9,6 +9,7 @@ use std::{
 use tokio::process::{Child, Command};
 
 use super::{Failure, service};
+use crate::cli::systemd::VARIABLES;
 
 /// A process that can be killed and started again, always in the same way.
 pub struct Restartable {
@@ -57,7 +58,11 @@ impl Restartable {
             .open(&self.log)
             .map_err(|error| format!("cannot write {}: {error}", self.log.display()))?;
         let output = log.try_clone().map_err(|error| error.to_string())?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        for name in VARIABLES {
+            command.env_remove(name);
+        }
+        let child = command
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (*name, value.as_str())))
             .stdin(Stdio::null())

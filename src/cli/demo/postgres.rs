@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::Failure;
+use crate::cli::systemd::VARIABLES;
 
 const HOW_TO_GET_IT: &str = "PostgreSQL's server programs (initdb and postgres) were not found. Install PostgreSQL 14 to \
      18 (Debian: apt-get install postgresql; in a checkout of walgate: make setup), put their folder into the PATH, or \
@@ -45,6 +46,9 @@ impl Cluster {
         let command = |program: &str| {
             let mut command = Command::new(programs.join(program));
             command.current_dir(folder.path()).stdin(Stdio::null()).process_group(0).env("LC_ALL", "C");
+            for name in VARIABLES {
+                command.env_remove(name);
+            }
             if let Some((uid, gid)) = user {
                 command.uid(uid).gid(gid);
             }
