@@ -118,7 +118,7 @@ impl Journal {
             Note::ProbeFailed { error, delay } => {
                 let Some(suppressed) = self.open("probe", now) else { return };
                 self.told_down = true;
-                tracing::warn!(sink = %self.sink, next_probe = text(*delay), suppressed, error, "sink still down");
+                tracing::warn!(sink = %self.sink, next_probe = text(*delay), suppressed, error = sentence(error), "sink still down");
             }
             Note::SinkUp { outage } => {
                 self.observer.sink_up(true);

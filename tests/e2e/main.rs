@@ -10,6 +10,7 @@ mod support;
 
 mod configuration;
 mod crash;
+mod custom_sink;
 #[cfg(feature = "demo")]
 mod demo;
 #[cfg(feature = "nats")]

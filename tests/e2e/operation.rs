@@ -507,3 +507,65 @@ fn an_abstract_socket_works_and_without_a_watchdog_there_is_no_heartbeat() {
     let heard: BTreeSet<String> = manager.lines().into_iter().collect();
     assert!(!heard.contains("WATCHDOG=1"), "{heard:?}");
 }
+
+/// A traceparent and a tracestate, and what somebody would like to smuggle in.
+const TRACE: [&str; 2] =
+    ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE%20"];
+
+/// From two columns, and from the headers column; and values that are no such thing.
+fn insert_traces(rig: &Rig) -> [String; 3] {
+    rig.database.sql("ALTER TABLE outbox_events ADD COLUMN trace text, ADD COLUMN state text");
+    let [parent, state] = TRACE;
+    [
+        format!("trace, state) VALUES ('order.created', 'k', '{{}}', '{parent}', '{state}')"),
+        format!(
+            "headers) VALUES ('order.created', 'k', '{{}}', '{{\"traceparent\": \"{parent}\", \"tracestate\": \"{state}\"}}')"
+        ),
+        "trace, state) VALUES ('order.created', 'k', '{}', E'00\\r\\nX-Evil: 1\\u00e9', repeat('s', 3000))".to_owned(),
+    ]
+    .map(|values| {
+        rig.database.value(&format!("INSERT INTO outbox_events (event_type, aggregate_id, payload, {values} RETURNING id"))
+    })
+}
+
+fn traced(rig: &Rig) -> Setup {
+    Setup::through(&rig.database, rig.witness.port()).more(
+        "outbox: { columns: { key: aggregate_id, headers: headers }, \
+         header_columns: { traceparent: trace, tracestate: state } }",
+    )
+}
+
+#[test]
+fn trace_context_is_forwarded_as_it_is_to_webhooks() {
+    let rig = Rig::new();
+    let ids = insert_traces(&rig);
+    let mut walgate = Walgate::run(&traced(&rig).webhook("hook", &rig.receiver).route("**", "hook"));
+    rig.wait_settled(&mut walgate, 3);
+    for id in &ids[..2] {
+        let receipt = &rig.receiver.receipts_of(id)[0];
+        assert_eq!(["traceparent", "tracestate"].map(|name| receipt.header(name)), TRACE.map(Some));
+    }
+    let hostile = &rig.receiver.receipts_of(&ids[2])[0];
+    assert_eq!(hostile.header("traceparent"), Some("00%0D%0AX-Evil: 1%C3%A9"));
+    assert_eq!(hostile.header("tracestate"), Some(&*"s".repeat(3000)));
+    assert_eq!(hostile.header("x-evil"), None);
+}
+
+#[cfg(feature = "nats")]
+#[test]
+fn trace_context_is_forwarded_as_it_is_to_nats() {
+    let (rig, server) = (Rig::new(), crate::support::nats::NatsServer::start());
+    server.add_stream("ORDERS", &["orders.>"], serde_json::json!({}));
+    let ids = insert_traces(&rig);
+    let port = server.port();
+    let sink = format!("bus: {{ nats: {{ servers: [\"127.0.0.1:{port}\"], subject: \"orders.{{event_type}}\" }} }}");
+    let mut walgate = Walgate::run(&traced(&rig).sink(&sink).route("**", "bus"));
+    rig.wait_confirmed(&mut walgate, &ids[2]);
+    let stored = server.stored("ORDERS");
+    assert_eq!(stored.iter().map(|message| message.id()).collect::<Vec<_>>(), ids);
+    for message in &stored[..2] {
+        assert_eq!(["traceparent", "tracestate"].map(|name| message.header(name)), TRACE.map(Some));
+    }
+    assert_eq!(stored[2].header("traceparent"), Some("00%0D%0AX-Evil: 1%C3%A9"));
+    assert_eq!(stored[2].header("X-Evil"), None);
+}

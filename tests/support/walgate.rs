@@ -29,6 +29,7 @@ pub struct Setup {
     more: String,
     literal: Option<String>,
     env: Vec<(String, String)>,
+    program: Option<PathBuf>,
     admin: u16,
 }
 
@@ -91,6 +92,12 @@ impl Setup {
 
     pub fn env(mut self, name: &str, value: &str) -> Setup {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another program than walgate's own binary.
+    pub fn program(mut self, path: &Path) -> Setup {
+        self.program = Some(path.to_owned());
         self
     }
 
@@ -179,7 +186,8 @@ impl Walgate {
     }
 
     fn spawn(setup: &Setup, arguments: &[&str]) -> Walgate {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walgate"));
+        let own = Path::new(env!("CARGO_BIN_EXE_walgate"));
+        let mut command = Command::new(setup.program.as_deref().unwrap_or(own));
         command.args(arguments).current_dir(processes::folder("cwd"));
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
