@@ -102,3 +102,67 @@ impl Lanes {
         while self.tasks.join_next().await.is_some() {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use walgate_sink::{Batch, Capabilities, Delivery, DeliveryReport, Event, Lsn, Sink, SinkError, Target};
+
+    use super::*;
+    use crate::lane::Work;
+
+    struct Willing;
+
+    impl Sink for Willing {
+        async fn deliver(&self, _: &Batch, report: &DeliveryReport) {
+            report.acknowledge_rest();
+        }
+        async fn check(&self) -> Result<(), SinkError> {
+            Ok(())
+        }
+        async fn close(&self) {}
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::default()
+        }
+    }
+
+    /// A fault within the lane itself.
+    struct Broken;
+
+    impl Observer for Broken {
+        fn in_flight(&self, _: usize) {
+            panic!("planned panic");
+        }
+    }
+
+    #[tokio::test]
+    async fn p11_a_lane_that_breaks_is_named() {
+        let checkpoint = Checkpoint::new(Lsn(1));
+        let plan = |name: &str, observer: Arc<dyn Observer>| LanePlan {
+            name: name.into(),
+            kind: "willing".into(),
+            source: SinkSource::connected(Arc::new(Willing)),
+            settings: LaneSettings::default(),
+            observer,
+        };
+        let mut lanes = Lanes::start(vec![plan("well", Arc::new(())), plan("sick", Arc::new(Broken))], &checkpoint);
+        let ticket = checkpoint.with(|ring| {
+            ring.begin(Lsn(2));
+            ring.track(NonZeroU32::new(2).unwrap(), 1)
+        });
+        for lane in lanes.handles() {
+            let delivery = Delivery {
+                event: Event::new("1", "order.created"),
+                target: Target::new(&[], []),
+                ordering_key: None,
+                dedup_id: "1".into(),
+                attempt: 1,
+            };
+            lane.push(Work { delivery, ticket, route: 0, invalid: None });
+        }
+        assert_eq!(lanes.ended().await, ("sick".to_owned(), Ending::Panicked));
+        // The others stop in order, and the broken one does not keep them waiting.
+        lanes.stop(Instant::now() + Duration::from_secs(60)).await;
+    }
+}

@@ -3,6 +3,7 @@
 mod failures;
 mod order;
 mod outage;
+mod panics;
 mod properties;
 mod runner;
 
