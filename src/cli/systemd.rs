@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use crate::{
@@ -57,7 +57,7 @@ pub fn tell(board: StatusBoard, pulse: Pulse, stop: watch::Receiver<bool>) {
 /// is another one; STOPPING=1 at the end.
 async fn report(manager: Manager, board: StatusBoard, mut stop: watch::Receiver<bool>) {
     let (mut ready, mut said) = (false, String::new());
-    let mut look = interval(LOOK);
+    let mut look = interval_at(Instant::now(), LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let stopping = tokio::select! {
@@ -90,7 +90,7 @@ async fn report(manager: Manager, board: StatusBoard, mut stop: watch::Receiver<
 
 /// WATCHDOG=1 in every half of the limit in which the gateway and each lane have answered.
 async fn keep_watchdog(half: Duration, manager: Manager, board: StatusBoard, pulse: Pulse) {
-    let mut turn = interval(half);
+    let mut turn = interval_at(Instant::now(), half);
     turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         turn.tick().await;
