@@ -147,3 +147,40 @@ impl Manager {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{metrics::Metrics, pipeline::Identity};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_fed_only_by_who_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let heard = UnixDatagram::bind(&path).unwrap();
+        heard.set_nonblocking(true).unwrap();
+        let text = String::new;
+        let identity = Identity { version: "0", slot: text(), publication: text(), table: text(), server: text() };
+        let board = StatusBoard::new(identity, 1, LOOK, Metrics::new());
+        let (pulse, half) = (Pulse::default(), Duration::from_secs(10));
+        tokio::spawn(keep_watchdog(half, Manager::at(path.as_os_str()).unwrap(), board, pulse.clone()));
+        tokio::time::sleep(10 * half).await;
+        assert_eq!(heard.recv(&mut [0; 100]).unwrap_err().kind(), io::ErrorKind::WouldBlock, "nobody answered");
+        let task = tokio::spawn(pulse.of(std::future::pending::<()>()));
+        tokio::time::sleep(10 * half).await;
+        let mut message = [0; 100];
+        let length = heard.recv(&mut message).unwrap();
+        assert_eq!(message[..length], *b"WATCHDOG=1");
+        task.abort();
+    }
+
+    #[test]
+    fn a_service_manager_that_is_not_there_or_does_not_read_holds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = Manager::at(path.as_os_str()).unwrap();
+        manager.send("READY=1");
+        let _deaf = UnixDatagram::bind(&path).unwrap();
+        (0..10_000).for_each(|_| manager.send("STATUS=streaming"));
+    }
+}

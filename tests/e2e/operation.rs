@@ -464,12 +464,19 @@ fn the_service_manager_hears_when_it_is_ready_how_it_is_and_that_it_lives() {
     assert!(status.starts_with("STATUS=not ready: connecting to PostgreSQL"), "{status}");
     walgate.kill9();
 
-    let setup = rig.setup().env("NOTIFY_SOCKET", &path.display().to_string()).env("WATCHDOG_USEC", "1000000");
+    let setup = rig.setup().more("limits: { inflight: 64KiB }");
+    let setup = setup.env("NOTIFY_SOCKET", &path.display().to_string()).env("WATCHDOG_USEC", "1000000");
     let mut walgate = Walgate::run(&setup);
     walgate.eventually("it is ready", || manager.heard("READY=1") && manager.heard("STATUS=streaming"));
-    // Blocked, with its window full or its sink down, it lives.
+    // Blocked, with its sink down and its window full, it lives.
     rig.receiver.go_down();
-    rig.insert("a");
+    rig.database.sql(
+        "INSERT INTO outbox_events (event_type, aggregate_id, payload) \
+         SELECT 'order.created', 'k' || i, '{}' FROM generate_series(1, 1000) i",
+    );
+    walgate.eventually("the window is full", || {
+        scrape(setup.admin_port()).value("walgate_inflight_bytes", &[]) >= 65536.0
+    });
     walgate.eventually("the state is told", || {
         manager.lines().iter().any(|line| line.starts_with("STATUS=streaming; not well: hook"))
     });
@@ -483,7 +490,7 @@ fn the_service_manager_hears_when_it_is_ready_how_it_is_and_that_it_lives() {
     assert_eq!(manager.count("WATCHDOG=1"), before, "a stopped process is silent");
     walgate.signal(Signal::CONT);
     rig.receiver.come_back();
-    rig.wait_settled(&mut walgate, 1);
+    rig.wait_settled(&mut walgate, 1000);
     walgate.terminate();
     walgate.wait_for_end(wait::DEADLINE).expect(0, &[]);
     assert!(manager.heard("STOPPING=1"), "{:?}", manager.lines());
