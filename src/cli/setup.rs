@@ -151,7 +151,8 @@ pub fn route_faults(readable: &Readable<'_>) -> Vec<(KeyPath, String)> {
     let mapping = Mapping::of(&readable.config.outbox);
     let mut known = targets(readable.sinks);
     // So that a near miss of their names is seen as one.
-    let faulty = |name: &String| SinkTarget { name: name.clone(), fields: &[], defaults: Vec::new() };
+    let faulty =
+        |name: &String| SinkTarget { name: name.clone(), fields: &[], defaults: Vec::new(), check: |_, _| Ok(()) };
     known.extend(readable.faulty_sinks.iter().map(faulty));
     let found = match Router::compile(&routes, &known, &mapping) {
         // No route is left: what was there is wrong elsewhere.
@@ -173,7 +174,12 @@ pub fn route_faults(readable: &Readable<'_>) -> Vec<(KeyPath, String)> {
 fn targets(sinks: &[Sink]) -> Vec<SinkTarget> {
     let target = |sink: &Sink| {
         let fields: &'static [TargetField] = sink.factory.target();
-        SinkTarget { name: sink.name.clone(), fields, defaults: sink.targets.clone() }
+        SinkTarget {
+            name: sink.name.clone(),
+            fields,
+            defaults: sink.targets.clone(),
+            check: sink.factory.target_check(),
+        }
     };
     sinks.iter().map(target).collect()
 }
@@ -185,6 +191,10 @@ fn place_of(error: &RouteError, sinks: &[Sink]) -> KeyPath {
     };
     if let (None, Some(pattern)) = (error.sink, error.pattern) {
         path = path.key("event_type").index(pattern);
+    }
+    if let (None, Some((key, value))) = (error.sink, &error.when) {
+        path = path.key("when").key(key);
+        path = value.map_or(path.clone(), |value| path.index(value));
     }
     if let (None, Some(target)) = (error.sink, error.target) {
         path = path.key("to").index(target);

@@ -74,6 +74,13 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
                 faults.push((path, format!("`{key}` is an empty list: give it one value at least")));
             }
         }
+        if route.when.as_ref().is_some_and(|when| when.0.is_empty()) {
+            let path = KeyPath::from("routes").index(index).key("when");
+            faults.push((
+                path,
+                "it has no condition, so it would hold for every event: give it one, or leave it out".into(),
+            ));
+        }
     }
     faults
 }

@@ -207,8 +207,16 @@ pub enum OnReject {
 pub struct Route {
     /// Patterns: exact, `*` within a segment, `**` across segments. A single one or a list.
     pub event_type: OneOrMany<String>,
+    /// What must hold beside it.
+    #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    pub when: Option<When>,
     /// Where matching events go. A single target or a list.
     pub to: OneOrMany<RouteTarget>,
+}
+
+/// A value that must be there where its key is: a condition that was left empty must not hold for everything.
+fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// One entry of `to:`: the name of a sink, or a mapping with `sink` and the sink's own target keys.
@@ -254,6 +262,40 @@ impl Serialize for RouteTarget {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let sink = std::iter::once(("sink", self.sink.as_str()));
         serializer.collect_map(sink.chain(self.fields.iter().map(|(key, value)| (key.as_str(), value.as_str()))))
+    }
+}
+
+/// `when:`, in the order of the file: `key`, `header.<name>` or `column.<name>`, and the texts that it may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct When(pub Vec<(String, OneOrMany<String>)>);
+
+impl<'de> Deserialize<'de> for When {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = When;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a mapping of conditions, such as `{ header.tenant: acme }`")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<When, A::Error> {
+                let mut conditions = Vec::new();
+                while let Some(condition) = map.next_entry()? {
+                    conditions.push(condition);
+                }
+                Ok(When(conditions))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl Serialize for When {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(field, values)| (field, values)))
     }
 }
 

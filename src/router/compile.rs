@@ -2,11 +2,12 @@
 
 use std::{collections::HashMap, fmt};
 
-use bytestring::ByteString;
-use walgate_sink::TargetField;
+use walgate_sink::{Escape, TargetField};
 
 use super::{
-    Field, Mapping, Pattern, Router, Rule, RuleTarget, SinkTarget, Template, Values, closest, template::RenderError,
+    Field, Mapping, Pattern, Router, Rule, RuleTarget, SinkTarget, Template, closest,
+    condition::Condition,
+    template::{MAX_RENDERED, has_dot_segment},
 };
 use crate::config;
 
@@ -17,6 +18,8 @@ pub struct RouteError {
     pub route: usize,
     /// The pattern in the route's `event_type`, where the fault is in one.
     pub pattern: Option<usize>,
+    /// The key in the route's `when`, where the fault is in one; with it the place in its list, where it is in that.
+    pub when: Option<(String, Option<usize>)>,
     /// The target in the route's `to`, where the fault is in one.
     pub target: Option<usize>,
     /// The key of the target, or of the sink's own configuration.
@@ -35,6 +38,12 @@ impl fmt::Display for RouteError {
             if let Some(pattern) = self.pattern {
                 write!(f, ".event_type[{pattern}]")?;
             }
+            if let Some((key, value)) = &self.when {
+                write!(f, ".when.\"{}\"", key.escape_debug())?;
+                if let Some(value) = value {
+                    write!(f, "[{value}]")?;
+                }
+            }
             if let Some(target) = self.target {
                 write!(f, ".to[{target}]")?;
             }
@@ -51,7 +60,7 @@ impl std::error::Error for RouteError {}
 
 impl RouteError {
     fn new(route: usize, message: impl Into<String>) -> Self {
-        RouteError { route, pattern: None, target: None, field: None, sink: None, message: message.into() }
+        RouteError { route, pattern: None, when: None, target: None, field: None, sink: None, message: message.into() }
     }
 }
 
@@ -103,7 +112,7 @@ impl Compiler<'_> {
                 defaults.push(Given::Absent);
                 continue;
             };
-            match self.template(field, text) {
+            match self.template(sink, field, text) {
                 Ok(template) => defaults.push(Given::Template(template)),
                 Err(message) => {
                     defaults.push(Given::Faulty);
@@ -117,7 +126,7 @@ impl Compiler<'_> {
     }
 
     fn rule(&mut self, index: usize, route: &config::Route, defaults: &[Vec<Given>]) -> Rule {
-        let mut rule = Rule { patterns: Vec::new(), targets: Vec::new() };
+        let mut rule = Rule { patterns: Vec::new(), when: Box::default(), targets: Vec::new() };
         if route.event_type.0.is_empty() {
             let message = "the list of event types is empty: name at least one, or `**` for every event type";
             self.errors.push(RouteError::new(index, message));
@@ -131,6 +140,7 @@ impl Compiler<'_> {
                 }
             }
         }
+        rule.when = self.conditions(index, route);
         if route.to.0.is_empty() {
             let message = "the list of targets is empty: name a sink, or remove the route (what no route matches is \
                            left to `unrouted`)";
@@ -138,7 +148,7 @@ impl Compiler<'_> {
         }
         for (place, target) in route.to.0.iter().enumerate() {
             let before = self.errors.len();
-            let compiled = self.target(target, defaults);
+            let compiled = self.target(target, &rule.patterns, defaults);
             for error in self.errors.iter_mut().skip(before) {
                 error.route = index;
                 error.target = Some(place);
@@ -149,7 +159,12 @@ impl Compiler<'_> {
     }
 
     /// One target; its errors get their place from the caller. `None`: it is so wrong that nothing can be made of it.
-    fn target(&mut self, target: &config::RouteTarget, defaults: &[Vec<Given>]) -> Option<RuleTarget> {
+    fn target(
+        &mut self,
+        target: &config::RouteTarget,
+        patterns: &[Pattern],
+        defaults: &[Vec<Given>],
+    ) -> Option<RuleTarget> {
         let Some((index, sink)) = self.sinks.iter().enumerate().find(|(_, sink)| sink.name == target.sink) else {
             let message = format!("unknown sink {}", Choice::of(&target.sink, "the sinks are", self.sink_names()));
             self.errors.push(RouteError::new(0, message));
@@ -165,7 +180,7 @@ impl Compiler<'_> {
                     format!("sink `{}` has no target key {choice}", sink.name)
                 }
                 Some((_, Some(_))) => format!("`{key}` is given twice"),
-                Some((field, slot)) => match self.template(field, text) {
+                Some((field, slot)) => match self.template(sink, field, text) {
                     Ok(template) => {
                         *slot = Some(Given::Template(template));
                         continue;
@@ -182,7 +197,16 @@ impl Compiler<'_> {
         let mut templates = Vec::with_capacity(given.len());
         for ((field, given), own) in sink.fields.iter().zip(given).zip(own) {
             match given.as_ref().unwrap_or(own) {
-                Given::Template(template) => templates.push(Some(template.clone())),
+                Given::Template(template) => {
+                    if let Some(message) = missing_segment(template, patterns) {
+                        let error = match given {
+                            Some(_) => RouteError { field: Some(field.name.to_owned()), ..RouteError::new(0, message) },
+                            None => RouteError::new(0, format!("`{}` of sink `{}`: {message}", field.name, sink.name)),
+                        };
+                        self.errors.push(error);
+                    }
+                    templates.push(Some(template.clone()));
+                }
                 Given::Faulty => templates.push(None),
                 Given::Absent => {
                     if field.required {
@@ -202,34 +226,73 @@ impl Compiler<'_> {
         Some(RuleTarget { sink: index, fields: sink.fields, templates: templates.into(), by_type })
     }
 
-    /// Reads one template and checks what it names.
-    fn template(&mut self, field: &TargetField, text: &str) -> Result<Template, String> {
+    /// The conditions of a route, those that are sound.
+    fn conditions(&mut self, index: usize, route: &config::Route) -> Box<[Condition]> {
+        let mut conditions = Vec::new();
+        for (key, texts) in route.when.iter().flat_map(|when| &when.0) {
+            let mut error = |value: Option<usize>, message: String| {
+                let when = Some((key.clone(), value));
+                self.errors.push(RouteError { when, ..RouteError::new(index, message) });
+            };
+            if texts.0.is_empty() {
+                error(None, "the list is empty, so it never holds: name at least one text".to_owned());
+            }
+            for (place, text) in texts.0.iter().enumerate().filter(|(_, text)| text.len() > MAX_RENDERED) {
+                let message = format!("it has {} bytes, and {MAX_RENDERED} are possible", text.len());
+                error(Some(place), message);
+            }
+            let field = condition_field(key).and_then(|field| self.check(&field, key).map(|()| field));
+            match field {
+                Ok(field) => {
+                    let field = self.bound(field);
+                    let any_of = texts.0.iter().map(|text| Box::from(text.as_str())).collect();
+                    conditions.push(Condition { field, any_of });
+                }
+                Err(message) => {
+                    let when = Some((key.clone(), None));
+                    self.errors.push(RouteError { when, ..RouteError::new(index, message) });
+                }
+            }
+        }
+        conditions.into()
+    }
+
+    /// Reads one template and checks what it names, and what it gives.
+    fn template(&mut self, sink: &SinkTarget, field: &TargetField, text: &str) -> Result<Template, String> {
         let mut template = Template::parse(text).map_err(|error| error.to_string())?;
         for (named, column) in template.fields() {
-            self.check(named).map_err(|message| format!("{message} (column {column})"))?;
+            self.check(named, &shown(named)).map_err(|message| format!("{message} (column {column})"))?;
         }
-        if template.fields().next().is_none() {
-            self.check_literal(field, &template)?;
-        }
-        template.bind(|name| {
-            *self.places.entry(name.to_owned()).or_insert_with(|| {
-                self.columns.push(name.to_owned());
-                self.columns.len() - 1
-            })
-        });
+        check_grammar(sink, field, &template)?;
+        template.bind(|name| self.place(name));
         Ok(template)
     }
 
-    /// Whether the outbox gives this field.
-    fn check(&self, field: &Field) -> Result<(), String> {
+    /// The place of a column among those that the router reads.
+    fn place(&mut self, name: &str) -> usize {
+        *self.places.entry(name.to_owned()).or_insert_with(|| {
+            self.columns.push(name.to_owned());
+            self.columns.len() - 1
+        })
+    }
+
+    fn bound(&mut self, field: Field) -> Field {
         match field {
-            Field::EventType | Field::Id => Ok(()),
+            Field::Column { name, .. } => Field::Column { index: self.place(&name), name },
+            other => other,
+        }
+    }
+
+    /// Whether the outbox gives this field, which stands in the configuration as `shown`.
+    fn check(&self, field: &Field, shown: &str) -> Result<(), String> {
+        match field {
+            Field::EventType | Field::Segments(_) | Field::Id => Ok(()),
             Field::Key if self.known.key => Ok(()),
-            Field::Key => Err("`{key}` needs the column of the key: name it as `outbox.columns.key`".to_owned()),
+            Field::Key => Err(format!("`{shown}` needs the column of the key: name it as `outbox.columns.key`")),
             Field::Header(_) if self.known.headers => Ok(()),
             Field::Header(name) if self.known.header_names.iter().any(|known| **known == **name) => Ok(()),
             Field::Header(name) if self.known.header_names.is_empty() => Err(format!(
-                "`{{header.{name}}}` needs headers: name a jsonb column as `outbox.columns.headers`, or give the header a \
+                "`{shown}` needs headers: name a jsonb column as `outbox.columns.headers`, or give the header a \
                  column of its own as `outbox.header_columns.{name}`"
             )),
             Field::Header(name) => {
@@ -248,19 +311,79 @@ impl Compiler<'_> {
         }
     }
 
-    /// A template without fields is the same for every event: what is wrong with it is wrong now.
-    fn check_literal(&self, field: &TargetField, template: &Template) -> Result<(), String> {
-        let values = Values { event_type: &ByteString::new(), event: None, columns: &[] };
-        match template.render(values, field.escape) {
-            Ok(value) if value.is_empty() && field.required => Err("it is empty, and the sink needs it".to_owned()),
-            Err(RenderError::DotSegment) => Err("a path cannot have a segment `.` or `..`".to_owned()),
-            _ => Ok(()),
-        }
-    }
-
     fn sink_names(&self) -> Vec<&str> {
         self.sinks.iter().map(|sink| &*sink.name).collect()
     }
+}
+
+/// A field as a template has it.
+fn shown(field: &Field) -> String {
+    match field {
+        Field::EventType => "{event_type}".to_owned(),
+        Field::Segments(segments) => format!("{{event_type{segments}}}"),
+        Field::Key => "{key}".to_owned(),
+        Field::Id => "{id}".to_owned(),
+        Field::Header(name) => format!("{{header.{name}}}"),
+        Field::Column { name, .. } => format!("{{column.{name}}}"),
+    }
+}
+
+/// What a key of `when` names.
+fn condition_field(key: &str) -> Result<Field, String> {
+    const ARE: &str = "a condition is on `key`, `header.<name>` or `column.<name>`";
+    match (key, key.split_once('.')) {
+        ("key", _) => Ok(Field::Key),
+        (_, Some(("header", name))) if !name.is_empty() => Ok(Field::Header(name.into())),
+        (_, Some(("column", name))) if !name.is_empty() => Ok(Field::Column { name: name.into(), index: 0 }),
+        ("event_type", _) => Err(format!("the event type is the route's own `event_type`, a pattern; {ARE}")),
+        (_, split) => {
+            let meant = match split {
+                Some((kind, name)) => closest(kind, ["header", "column"].into_iter())
+                    .map(|kind| format!("{kind}.{}", if name.is_empty() { "<name>" } else { name })),
+                None => closest(key.trim(), ["key", "header.<name>", "column.<name>"].into_iter()).map(str::to_owned),
+            };
+            let meant = meant.map(|meant| format!(" (did you mean `{}`?)", meant.escape_debug()));
+            let shown: String = key.escape_debug().take(100).collect();
+            Err(format!("unknown condition `{shown}`{}: {ARE}", meant.unwrap_or_default()))
+        }
+    }
+}
+
+/// What a template gives for the tamest of all events, by the sink's grammar: what is wrong with that is wrong for every
+/// event, and wrong now.
+fn check_grammar(sink: &SinkTarget, field: &TargetField, template: &Template) -> Result<(), String> {
+    let sample = template.sample();
+    if field.escape == Escape::UrlPath && has_dot_segment(&sample) {
+        return Err("a path cannot have a segment `.` or `..`".to_owned());
+    }
+    if sample.is_empty() {
+        return if field.required { Err("it is empty, and the sink needs it".to_owned()) } else { Ok(()) };
+    }
+    (sink.check)(field.name, &sample).map_err(|why| {
+        let with = match template.fields().next() {
+            Some(_) => {
+                format!(" (with `x` for each field it is `{}`)", sample.escape_debug().take(100).collect::<String>())
+            }
+            None => String::new(),
+        };
+        format!("not a {} that sink `{}` takes: {why}{with}", field.name, sink.name)
+    })
+}
+
+/// A segment of the event type that the template names, and that no event type of some pattern has.
+fn missing_segment(template: &Template, patterns: &[Pattern]) -> Option<String> {
+    template.fields().find_map(|(field, column)| {
+        let Field::Segments(segments) = field else { return None };
+        let (pattern, count) = patterns.iter().find_map(|pattern| {
+            let count = pattern.segment_count()?;
+            (count < segments.needed()).then_some((pattern, count))
+        })?;
+        let plural = if count == 1 { "" } else { "s" };
+        Some(format!(
+            "`{{event_type{segments}}}` is never there: event types that `{pattern}` matches have {count} segment{plural} \
+             (column {column})"
+        ))
+    })
 }
 
 /// What stands for a field of a target.

@@ -6,27 +6,36 @@
 //!
 //! Routing is a function of the event and of the compiled routes alone. What depends on the event type only (the
 //! matching, literal targets, `orders.{event_type}`) is worked out once for each event type and kept in a bounded cache;
-//! an event whose type is known then costs no allocation but for what is rendered from its own fields.
+//! an event whose type is known then costs no allocation but for what is rendered from its own fields. A route's `when`
+//! is looked at for each event, without an allocation; routes without one cost nothing by it.
 
 mod compile;
+mod condition;
 mod dedup;
+mod explain;
 mod pattern;
+mod segments;
 mod table;
 mod template;
 #[cfg(test)]
 mod tests;
 
 pub use compile::RouteError;
+pub use explain::{RouteVerdict, Verdict};
 pub use pattern::{MAX_PATTERN, Pattern, PatternError};
+pub use segments::Segments;
 pub use table::{RouteRow, RouteWarning};
 pub use template::{Field, MAX_RENDERED, Template, TemplateError};
 
 use std::collections::HashMap;
 
 use bytestring::ByteString;
-use walgate_sink::{Delivery, Event, RejectReason, Rejection, Target, TargetField};
+use walgate_sink::{Delivery, Event, RejectReason, Rejection, Target, TargetCheck, TargetField};
 
-use self::template::{RenderError, Values};
+use self::{
+    condition::Condition,
+    template::{RenderError, Values},
+};
 use crate::config;
 
 /// Event types whose decision is kept; when they are more, the cache starts anew.
@@ -43,6 +52,8 @@ pub struct SinkTarget {
     pub fields: &'static [TargetField],
     /// For each field the default template from the sink's own configuration.
     pub defaults: Vec<Option<String>>,
+    /// The grammar of its fields.
+    pub check: TargetCheck,
 }
 
 /// What the outbox gives templates to read.
@@ -89,7 +100,7 @@ pub struct Routed {
 pub struct Router {
     sinks: Vec<String>,
     rules: Vec<Rule>,
-    /// Columns that templates read.
+    /// Columns that templates and conditions read.
     columns: Vec<String>,
     cache: HashMap<ByteString, Decision>,
 }
@@ -98,6 +109,8 @@ pub struct Router {
 #[derive(Debug)]
 struct Rule {
     patterns: Vec<Pattern>,
+    /// All of them must hold.
+    when: Box<[Condition]>,
     targets: Vec<RuleTarget>,
 }
 
@@ -124,6 +137,10 @@ struct Step {
     target: usize,
     /// Whether it is the only step to its sink.
     alone: bool,
+    /// Whether its rule has conditions.
+    conditional: bool,
+    /// Whether a step before it, of a rule with other conditions, has the same target.
+    repeats: bool,
     /// The address, where it depends on the event type only.
     ready: Option<Address>,
 }
@@ -138,7 +155,7 @@ struct Address {
 }
 
 impl Router {
-    /// The columns that templates read, in the order in which [`Router::route`] wants their values.
+    /// The columns that templates and conditions read, in the order in which [`Router::route`] wants their values.
     #[must_use]
     pub fn columns(&self) -> &[String] {
         &self.columns
@@ -177,12 +194,19 @@ impl Router {
                 continue;
             }
             for (place, target) in rule.targets.iter().enumerate() {
-                if steps.iter().filter_map(|step| self.target(step)).any(|earlier| earlier.is_same(target)) {
+                let is_same = |step: &&Step| self.target(step).is_some_and(|earlier| earlier.is_same(target));
+                let conditions =
+                    |step: &Step| self.rules.get(usize::from(step.rule)).map_or(&[][..], |rule| &rule.when);
+                // Wherever this rule holds, that one did.
+                let covers = |step: &Step| condition::follow_from(conditions(step), &rule.when);
+                if steps.iter().filter(is_same).any(covers) {
                     continue;
                 }
+                let repeats = steps.iter().any(|step| is_same(&step));
                 let values = Values { event_type, event: None, columns: &[] };
                 let ready = target.by_type.then(|| self.address(number, target, values));
-                steps.push(Step { rule: number, target: place, alone: true, ready });
+                let conditional = !rule.when.is_empty();
+                steps.push(Step { rule: number, target: place, alone: true, conditional, repeats, ready });
             }
         }
         let sink_of = |step: &Step| self.target(step).map(|target| target.sink);
@@ -198,14 +222,34 @@ impl Router {
         Decision { steps: steps.into() }
     }
 
+    /// Whether all conditions of the step's rule hold.
+    fn holds(&self, step: &Step, values: Values<'_>) -> bool {
+        let rule = self.rules.get(usize::from(step.rule));
+        rule.is_some_and(|rule| rule.when.iter().all(|condition| condition.holds(values)))
+    }
+
     fn target(&self, step: &Step) -> Option<&RuleTarget> {
         self.rules.get(usize::from(step.rule))?.targets.get(step.target)
     }
 
     fn deliver(&self, decision: &Decision, event: &Event, columns: &[Option<ByteString>], out: &mut Vec<Routed>) {
         let mut shared = false;
-        for step in &decision.steps {
+        for (index, step) in decision.steps.iter().enumerate() {
             let Some(target) = self.target(step) else { continue };
+            let applies = |step: &Step| {
+                !step.conditional
+                    || self.holds(step, Values { event_type: &event.event_type, event: Some(event), columns })
+            };
+            if !applies(step) {
+                continue;
+            }
+            if step.repeats {
+                let earlier = decision.steps.iter().take(index);
+                let same = |step: &Step| self.target(step).is_some_and(|earlier| earlier.is_same(target));
+                if earlier.into_iter().any(|step| same(step) && applies(step)) {
+                    continue;
+                }
+            }
             let Address { target: address, ordering_key, invalid } = match &step.ready {
                 Some(ready) => ready.clone(),
                 None => {
@@ -280,7 +324,7 @@ impl Router {
             format!("is empty for this event: its {of} is {how}; {advice}")
         };
         let what = match error {
-            RenderError::Missing(of @ Field::Header(_)) => empty(of, "not there"),
+            RenderError::Missing(of @ (Field::Header(_) | Field::Segments(_))) => empty(of, "not there"),
             RenderError::Missing(of) => empty(of, "NULL"),
             RenderError::Empty(of) => empty(of, "empty"),
             RenderError::TooLong => {

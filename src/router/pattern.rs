@@ -128,6 +128,14 @@ impl Pattern {
         rest.0.is_some()
     }
 
+    /// How many segments every event type has that it matches; `None`: more than one number is possible.
+    pub(super) fn segment_count(&self) -> Option<usize> {
+        match &*self.groups {
+            [only] => Some(only.len()),
+            _ => None,
+        }
+    }
+
     /// Whether every event type that `other` matches is surely matched by this pattern too. `false`: perhaps not.
     pub(super) fn covers(&self, other: &Pattern) -> bool {
         let plain = |pattern: &Pattern| !pattern.text.contains('*');

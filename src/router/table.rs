@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Pattern, Router, RuleTarget};
+use super::{Pattern, Router, Rule, RuleTarget, condition};
 
 /// One line of the routing table: a pattern and one of its targets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -13,6 +13,8 @@ pub struct RouteRow {
     pub route: usize,
     /// The pattern.
     pub pattern: String,
+    /// What must hold beside it: `header.tenant=acme`, `column.region=eu|us`.
+    pub when: Vec<String>,
     /// The sink's name.
     pub sink: String,
     /// The target's templates, `topic=orders.{event_type} key={key}`; empty where the sink has no target keys.
@@ -49,6 +51,7 @@ impl Router {
                 rows.extend(rule.targets.iter().map(|target| RouteRow {
                     route,
                     pattern: pattern.text().to_owned(),
+                    when: rule.when.iter().map(ToString::to_string).collect(),
                     sink: self.sink_name(target).to_owned(),
                     target: target.to_string(),
                 }));
@@ -61,21 +64,22 @@ impl Router {
     #[must_use]
     pub fn warnings(&self) -> Vec<RouteWarning> {
         let mut warnings = Vec::new();
-        let mut earlier: Vec<(usize, &Pattern, &RuleTarget)> = Vec::new();
+        let mut earlier: Vec<(usize, &Rule, &Pattern, &RuleTarget)> = Vec::new();
         for (route, rule) in self.rules.iter().enumerate() {
             for pattern in &rule.patterns {
                 for target in &rule.targets {
                     let sink = self.sink_name(target).to_owned();
-                    let covering =
-                        earlier.iter().find(|(_, wide, other)| target.is_same(other) && wide.covers(pattern));
-                    if let Some((first, wide, _)) = covering {
+                    let covering = earlier.iter().find(|(_, other, wide, same)| {
+                        target.is_same(same) && wide.covers(pattern) && condition::follow_from(&other.when, &rule.when)
+                    });
+                    if let Some((first, _, wide, _)) = covering {
                         let message = format!(
                             "`{pattern}` to `{sink}` has no effect: `{wide}` of routes[{first}] sends these events to the \
                              same target already, and one target gets an event once; remove it, or give it another target"
                         );
                         warnings.push(RouteWarning { route: Some(route), sink, message });
                     } else {
-                        earlier.push((route, pattern, target));
+                        earlier.push((route, rule, pattern, target));
                     }
                 }
             }

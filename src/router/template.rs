@@ -6,16 +6,16 @@ use std::fmt;
 use bytestring::ByteString;
 use walgate_sink::{Escape, Event};
 
-use super::closest;
+use super::{closest, segments::Segments};
 
 /// Bytes that a rendered template may have: more than any broker's longest name.
 pub const MAX_RENDERED: usize = 8 << 10;
 
 /// The fields of an event, as errors list them.
-const ALLOWED: &str = "{event_type}, {key}, {id}, {header.<name>} and {column.<name>}";
+const ALLOWED: &str = "{event_type}, {event_type[0]}, {key}, {id}, {header.<name>} and {column.<name>}";
 
-/// A parsed template. `{event_type}`, `{key}`, `{id}`, `{header.x}` and `{column.x}` stand for parts of the event, and
-/// `{{` and `}}` for a brace itself.
+/// A parsed template. `{event_type}`, `{event_type[0]}` (and what else [`Segments`] reads), `{key}`, `{id}`,
+/// `{header.x}` and `{column.x}` stand for parts of the event, and `{{` and `}}` for a brace itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     text: Box<str>,
@@ -37,6 +37,8 @@ enum Part {
 pub enum Field {
     /// `{event_type}`
     EventType,
+    /// `{event_type[0]}`, `{event_type[-1]}`, `{event_type[1..]}`
+    Segments(Segments),
     /// `{key}`
     Key,
     /// `{id}`
@@ -163,8 +165,7 @@ impl Template {
     /// with a hole in it is another address.
     pub(super) fn render(&self, values: Values<'_>, escape: Escape) -> Result<ByteString, RenderError> {
         if let ([Part::Field { field, .. }], Escape::None) = (&*self.parts, escape) {
-            let value = field.present(values)?;
-            return if value.len() > MAX_RENDERED { Err(RenderError::TooLong) } else { Ok(value.clone()) };
+            return field.shared(values);
         }
         let length = self.rendered_length(values, escape)?;
         let mut rendered = String::with_capacity(length);
@@ -181,6 +182,15 @@ impl Template {
             return Err(RenderError::DotSegment);
         }
         Ok(rendered.into())
+    }
+
+    /// What it gives with `x` in place of each field: the shortest and tamest of all events.
+    pub(super) fn sample(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Literal(text) => text.to_string(),
+            Part::Field { .. } => "x".to_owned(),
+        };
+        self.parts.iter().map(part).collect()
     }
 
     /// Bytes of what [`Template::render`] writes, judged before anything is allocated.
@@ -208,6 +218,9 @@ impl Field {
     fn parse(name: &str) -> Result<Self, String> {
         match (name, name.split_once('.')) {
             ("event_type", _) => Ok(Field::EventType),
+            (_, _) if name.starts_with("event_type[") => {
+                Segments::parse(&name["event_type".len()..]).map(Field::Segments)
+            }
             ("key", _) => Ok(Field::Key),
             ("id", _) => Ok(Field::Id),
             (_, Some(("header", header))) if !header.is_empty() => Ok(Field::Header(header.into())),
@@ -229,23 +242,41 @@ impl Field {
 
     /// Whether its value depends on the event type alone.
     pub(super) fn is_event_type(&self) -> bool {
-        matches!(self, Field::EventType)
+        matches!(self, Field::EventType | Field::Segments(_))
     }
 
-    fn value<'a>(&self, values: Values<'a>) -> Option<&'a ByteString> {
-        match self {
-            Field::EventType => Some(values.event_type),
-            Field::Key => values.event?.key.as_ref(),
-            Field::Id => Some(&values.event?.id),
-            Field::Header(name) => values.event?.headers.get(name),
-            Field::Column { index, .. } => values.columns.get(*index)?.as_ref(),
+    /// Its value, and the text that it is a part of. `None`: NULL or absent.
+    fn value<'a>(&self, values: Values<'a>) -> Option<(&'a str, &'a ByteString)> {
+        let whole = match self {
+            Field::EventType => values.event_type,
+            Field::Segments(segments) => return Some((segments.of(values.event_type)?, values.event_type)),
+            Field::Key => values.event?.key.as_ref()?,
+            Field::Id => &values.event?.id,
+            Field::Header(name) => values.event?.headers.get(name)?,
+            Field::Column { index, .. } => values.columns.get(*index)?.as_ref()?,
+        };
+        Some((whole, whole))
+    }
+
+    /// Its value, where there is one; it may be empty.
+    pub(super) fn text<'a>(&self, values: Values<'a>) -> Option<&'a str> {
+        self.value(values).map(|(text, _)| text)
+    }
+
+    fn present<'a>(&self, values: Values<'a>) -> Result<&'a str, RenderError> {
+        match self.text(values) {
+            Some("") => Err(RenderError::Empty(self.clone())),
+            Some(value) => Ok(value),
+            None => Err(RenderError::Missing(self.clone())),
         }
     }
 
-    fn present<'a>(&self, values: Values<'a>) -> Result<&'a ByteString, RenderError> {
+    /// Its value as a share of the event's memory.
+    fn shared(&self, values: Values<'_>) -> Result<ByteString, RenderError> {
         match self.value(values) {
-            Some(value) if value.is_empty() => Err(RenderError::Empty(self.clone())),
-            Some(value) => Ok(value),
+            Some(("", _)) => Err(RenderError::Empty(self.clone())),
+            Some((text, _)) if text.len() > MAX_RENDERED => Err(RenderError::TooLong),
+            Some((text, whole)) => Ok(whole.slice_ref(text)),
             None => Err(RenderError::Missing(self.clone())),
         }
     }
@@ -255,6 +286,7 @@ impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Field::EventType => f.write_str("event type"),
+            Field::Segments(segments) => write!(f, "event type's segment `{segments}`"),
             Field::Key => f.write_str("key"),
             Field::Id => f.write_str("id"),
             Field::Header(name) => write!(f, "header `{name}`"),
@@ -292,7 +324,7 @@ fn push_path_segment(path: &mut String, value: &str) {
 }
 
 /// Whether the path has a segment that URL parsers resolve: `.` or `..`, with any of the dots percent-encoded.
-fn has_dot_segment(path: &str) -> bool {
+pub(super) fn has_dot_segment(path: &str) -> bool {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     // A parser for http takes a backslash for a slash.
     path.split(['/', '\\']).any(|segment| {

@@ -38,7 +38,7 @@ pub const ROW_OVERHEAD: u64 = 512;
 pub struct OutboxReader {
     outbox: config::Outbox,
     table: TableName,
-    /// Columns that templates of the router read.
+    /// Columns that the router reads.
     columns: Vec<String>,
     /// Tables that are the outbox, the newest last: more than one only after a rename, a re-creation or with partitions.
     ours: Vec<Ours>,
@@ -146,7 +146,7 @@ impl UnusableReason {
 }
 
 impl OutboxReader {
-    /// A reader of this outbox that also extracts `columns`, the ones that the router's templates read.
+    /// A reader of this outbox that also extracts `columns`, the ones that the router reads.
     ///
     /// # Errors
     /// [`MappingError::Table`], where the table's name cannot be read.

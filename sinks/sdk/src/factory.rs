@@ -34,6 +34,17 @@ pub trait SinkFactory: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether `value` can be the target field `field` by the sink's own grammar, offline: what the sink would reject
+    /// for its form alone. The gateway asks it when a configuration is loaded, with `x` in place of each field of a
+    /// template, and for `walgate route` and `walgate test`. A sink still checks what it is given to deliver.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a clause without the value: "it has a space".
+    fn check_target(field: &str, value: &str) -> Result<(), String> {
+        let _ = (field, value);
+        Ok(())
+    }
+
     /// Makes the sink. It should not wait for the other side: a sink that is away at the start must not keep the
     /// others waiting; it connects at its first delivery or check. Files (certificates, credentials) are read here.
     fn connect(
@@ -41,6 +52,9 @@ pub trait SinkFactory: Send + Sync + 'static {
         context: SinkContext,
     ) -> impl Future<Output = Result<Self::Sink, SinkError>> + Send;
 }
+
+/// [`SinkFactory::check_target`] of some kind of sink: the field's name and its value; what is wrong with it.
+pub type TargetCheck = fn(field: &str, value: &str) -> Result<(), String>;
 
 /// What a sink is told about its surroundings.
 #[derive(Clone, Debug)]
@@ -116,6 +130,10 @@ pub trait ErasedFactory: Send + Sync {
     fn parse(&self, config: serde_json::Value) -> Result<ParsedConfig, ConfigIssue>;
     /// See [`SinkFactory::validate`].
     fn validate(&self, config: &ParsedConfig) -> Vec<ConfigIssue>;
+    /// See [`SinkFactory::check_target`].
+    fn target_check(&self) -> TargetCheck {
+        |_, _| Ok(())
+    }
     /// See [`SinkFactory::connect`].
     fn connect<'a>(
         &'a self,
@@ -157,6 +175,10 @@ impl<F: SinkFactory> ErasedFactory for Erased<F> {
 
     fn validate(&self, config: &ParsedConfig) -> Vec<ConfigIssue> {
         config.0.downcast_ref::<F::Config>().map(F::validate).unwrap_or_default()
+    }
+
+    fn target_check(&self) -> TargetCheck {
+        F::check_target
     }
 
     fn connect<'a>(

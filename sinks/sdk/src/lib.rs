@@ -17,7 +17,9 @@ mod units;
 pub use batch::{Batch, Delivery};
 pub use document::append_document;
 pub use event::{Event, Headers, PayloadFormat};
-pub use factory::{ConfigIssue, ErasedFactory, ParsedConfig, PathSegment, SinkContext, SinkFactory, erase};
+pub use factory::{
+    ConfigIssue, ErasedFactory, ParsedConfig, PathSegment, SinkContext, SinkFactory, TargetCheck, erase,
+};
 pub use lsn::{Lsn, ParseLsnError, Position};
 pub use report::{DeliveryReport, Failure, FailureKind, Outcome, RejectReason, Rejection};
 pub use secret::Secret;

@@ -63,7 +63,7 @@ impl Wanted {
         }
     }
 
-    /// The same, with the columns that the mapping reads, and those that the templates of routes do.
+    /// The same, with the columns that the mapping reads, and those that the routes do.
     #[must_use]
     pub fn with_mapping(mut self, outbox: &config::Outbox, templates: &[String]) -> Self {
         let columns = &outbox.columns;

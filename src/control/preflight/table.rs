@@ -74,7 +74,7 @@ fn missing(table: &TableFacts, wanted: &Wanted, column: &WantedColumn) -> Findin
         ColumnRole::Payload => "outbox.columns.payload",
         ColumnRole::Key => "outbox.columns.key",
         ColumnRole::Headers => "outbox.columns.headers",
-        ColumnRole::Other => "outbox.header_columns or the templates of routes",
+        ColumnRole::Other => "outbox.header_columns or a route",
     };
     Finding::error(
         FindingCode::ColumnMissing,

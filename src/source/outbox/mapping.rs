@@ -150,12 +150,12 @@ impl Mapping {
         let headers = headers.map(|(index, (header, column))| {
             (column, format!("`outbox.header_columns.{header}`"), Place::Header(index))
         });
-        let templates = columns.iter().enumerate();
-        let templates = templates
-            .map(|(index, column)| (column, format!("a template with `{{column.{column}}}`"), Place::Column(index)));
+        let routes = columns.iter().enumerate();
+        let routes =
+            routes.map(|(index, column)| (column, format!("a route with `column.{column}`"), Place::Column(index)));
 
         let (mut wanted, mut missing) = (Vec::new(), Vec::new());
-        for (column, named_by, place) in fixed.chain(headers).chain(templates) {
+        for (column, named_by, place) in fixed.chain(headers).chain(routes) {
             match relation.columns.iter().position(|published| published.name == *column) {
                 Some(index) => wanted.push((index, place)),
                 None => {

@@ -228,7 +228,7 @@ fn a_missing_column_is_explained() {
         &["Region"],
     );
     let error = describe(&mut all, 42, "public.outbox_events", &[("id", UUID), ("event_type", TEXT), ("region", TEXT)]);
-    insta::assert_snapshot!(error.unwrap_err(), @"the outbox table public.outbox_events has no column `payload`, which `outbox.columns.payload` names, nor `order_id`, which `outbox.columns.key` names, nor `tenant`, which `outbox.header_columns.tenant` names, nor `Region`, which a template with `{column.Region}` names (did you mean `region`?): its published columns are id, event_type, region; correct the configuration, or add the column to the table and to the publication's column list if it has one");
+    insta::assert_snapshot!(error.unwrap_err(), @"the outbox table public.outbox_events has no column `payload`, which `outbox.columns.payload` names, nor `order_id`, which `outbox.columns.key` names, nor `tenant`, which `outbox.header_columns.tenant` names, nor `Region`, which a route with `column.Region` names (did you mean `region`?): its published columns are id, event_type, region; correct the configuration, or add the column to the table and to the publication's column list if it has one");
 }
 
 #[test]
