@@ -17,6 +17,8 @@ pub use command::{CheckArgs, run};
 pub struct RouteRow {
     /// The patterns of event types.
     pub patterns: Vec<String>,
+    /// What must hold beside them: `header.tenant=acme`.
+    pub when: Vec<String>,
     /// The sink that matching events go to.
     pub sink: String,
     /// The target there, as `name=template` parts; empty: the sink's own.
@@ -49,9 +51,9 @@ fn notes(config: &Config) -> Vec<String> {
     let mut notes = Vec::new();
     if config.outbox.columns.key.is_none() {
         notes.push(
-            "the outbox has no key column, so events have no order to keep: two events of one order may arrive the \
+            "the outbox has no key, so events have no order to keep: two events of one order may arrive the \
              other way round; for an order per key add a column, such as `aggregate_id text`, and set \
-             `outbox.columns.key` to it"
+             `outbox.columns.key` to it, or take the key from the payload, as `payload:/order_id`"
                 .to_owned(),
         );
     }
@@ -102,13 +104,12 @@ fn as_text(
     table.row("", [format!("slot {}, publication {}", show(&source.slot), show(&source.publication))]);
     table.row("outbox", [show(&outbox.table)]);
     let columns = &outbox.columns;
-    let or_none = |column: &Option<String>| column.as_deref().map_or("none".to_owned(), show);
     let parts = [
         ("id", show(&columns.id)),
         ("event_type", show(&columns.event_type)),
         ("payload", show(&columns.payload)),
-        ("key", or_none(&columns.key)),
-        ("headers", or_none(&columns.headers)),
+        ("key", columns.key.as_ref().map_or("none".to_owned(), |key| show(&key.to_string()))),
+        ("headers", columns.headers.as_deref().map_or("none".to_owned(), show)),
     ];
     table.row("", [parts.map(|(what, column)| format!("{what}: {column}")).join(", ")]);
     for (header, column) in &outbox.header_columns {
@@ -127,7 +128,11 @@ fn as_text(
     writeln!(out)?;
     let mut table = Table::default();
     for (index, route) in routes.iter().enumerate() {
-        let patterns = route.patterns.iter().map(|pattern| show(pattern)).collect::<Vec<_>>().join(", ");
+        let mut patterns = route.patterns.iter().map(|pattern| show(pattern)).collect::<Vec<_>>().join(", ");
+        for (index, condition) in route.when.iter().enumerate() {
+            patterns.push_str(if index == 0 { " when " } else { " and " });
+            patterns.push_str(&show(condition));
+        }
         let to = format!("-> {}", show(&route.sink));
         table.row(if index == 0 { "routes" } else { "" }, [patterns, to, show(&route.target)]);
     }
@@ -238,12 +243,13 @@ unrouted: halt
     }
 
     fn rows() -> Vec<RouteRow> {
-        let row = |sink: &str, target: &str| RouteRow {
+        let row = |sink: &str, when: &[&str], target: &str| RouteRow {
             patterns: vec!["order.*".into(), "user.created".into()],
+            when: when.iter().map(|condition| (*condition).to_owned()).collect(),
             sink: sink.into(),
             target: target.into(),
         };
-        vec![row("out", ""), row("partner", "path=/{key}")]
+        vec![row("out", &[], ""), row("partner", &["header.tenant=acme", "column.region=eu|us"], "path=/{key}")]
     }
 
     #[test]

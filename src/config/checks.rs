@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
+    key::KeySource,
     model::{Config, Delivery},
     path::KeyPath,
 };
@@ -31,7 +32,7 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
         ("id", Some(&columns.id)),
         ("event_type", Some(&columns.event_type)),
         ("payload", Some(&columns.payload)),
-        ("key", columns.key.as_ref()),
+        ("key", columns.key.as_ref().and_then(KeySource::column)),
         ("headers", columns.headers.as_ref()),
     ] {
         if let Some(message) = column.and_then(|column| identifier(column, "a column")) {

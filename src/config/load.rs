@@ -181,7 +181,9 @@ pub fn load_with_routes(
         let faulty: Vec<String> =
             named.into_iter().filter(|name| !sinks.iter().any(|sink| sink.name == *name)).collect();
         for (path, message) in routes(&Readable { config, sinks: &sinks, faulty_sinks: &faulty }) {
-            if !loading.is_broken(&path) && !loading.is_full() {
+            // What a sink says of its own configuration is enough.
+            let said = path.keys().next() == Some("sinks") && loading.has_error_at(&path);
+            if !said && !loading.is_broken(&path) && !loading.is_full() {
                 let message = loading.map.hidden.scrub(&path, &message);
                 loading.error(&path, Point::Value, message);
             }

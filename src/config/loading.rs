@@ -88,6 +88,11 @@ impl Loading {
         self.findings.len() > MAX_ERRORS
     }
 
+    /// Whether something is wrong with the value at `path` itself.
+    pub fn has_error_at(&self, path: &KeyPath) -> bool {
+        self.findings.iter().any(|finding| finding.path == *path)
+    }
+
     pub fn is_broken(&self, path: &KeyPath) -> bool {
         self.broken.iter().any(|broken| broken.touches(path))
     }

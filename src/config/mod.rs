@@ -8,6 +8,7 @@ mod checks;
 mod errors;
 mod expand;
 mod explain;
+mod key;
 mod layers;
 mod load;
 mod loading;
@@ -27,6 +28,7 @@ mod yaml;
 
 pub use checks::{Listen, listen_address};
 pub use errors::{ConfigErrors, Warning};
+pub use key::{JsonPointer, KeySource};
 pub use load::{FileSource, Flag, Loaded, Readable, RouteCheck, Sources, load, load_with_routes};
 pub use model::*;
 pub use path::{KeyPath, Step};

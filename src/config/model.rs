@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
-use super::Rate;
+use super::{KeySource, Rate};
 
 /// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -116,8 +116,8 @@ pub struct Columns {
     pub event_type: String,
     /// The payload: jsonb, json, text or bytea.
     pub payload: String,
-    /// The ordering key; none: events have no order to keep.
-    pub key: Option<String>,
+    /// The ordering key: a column, or a JSON pointer into the payload; none: events have no order to keep.
+    pub key: Option<KeySource>,
     /// A jsonb object whose members travel as headers.
     pub headers: Option<String>,
 }

@@ -19,7 +19,7 @@ use crate::{
     lane::{LaneHandle, Work},
     metrics::Metrics,
     router::{Routed, Router},
-    source::{Change, DecodeError, Frame, Inserted, MappingError, OutboxReader, Row, Unusable, pgoutput},
+    source::{Change, DecodeError, Frame, Inserted, MappingError, NoKey, OutboxReader, Row, Unusable, pgoutput},
     telemetry::{Gates, clip},
 };
 
@@ -252,7 +252,7 @@ impl Intake {
             RowVerdict::OutOfOrder => return Err(IntakeError::OutOfOrder(commit.lsn)),
         };
         self.metrics.events_received.inc();
-        let Row { mut event, mut columns, bytes } = match inserted {
+        let Row { mut event, mut columns, no_key, bytes } = match inserted {
             Inserted::Row(row) => row,
             Inserted::Unusable(row) => {
                 self.log_unusable(&row, position);
@@ -260,6 +260,9 @@ impl Intake {
             }
         };
         event.position = position;
+        if let Some(why) = no_key {
+            self.log_no_key(&event, why);
+        }
         if copy_out {
             // Before it is routed, so that keys and targets leave the chunk as well.
             event = window::detached(&event);
@@ -323,6 +326,18 @@ impl Intake {
                  `unrouted: drop` and restart to go on without it"
             ),
         }
+    }
+
+    fn log_no_key(&mut self, event: &Event, why: NoKey) {
+        let Some(suppressed) = self.gates.open("no_key", Instant::now()) else { return };
+        let (event_type, event_id) = (clip(&event.event_type), clip(&event.id));
+        tracing::warn!(
+            event_type,
+            event_id,
+            %why,
+            suppressed,
+            "an event has no key at the JSON pointer of `outbox.columns.key`: it is delivered without an order to keep"
+        );
     }
 
     fn log_unrouted(&mut self, event: &Event) {

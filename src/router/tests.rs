@@ -280,7 +280,7 @@ fn a_fault_in_a_sinks_own_default_is_reported_once_and_names_the_sink() {
 fn the_mapping_comes_from_the_configuration() {
     let mut outbox = config::Outbox::default();
     assert_eq!(Mapping::of(&outbox), Mapping::default());
-    outbox.columns.key = Some("aggregate_id".into());
+    outbox.columns.key = config::KeySource::parse("aggregate_id").ok();
     outbox.header_columns.insert("tenant".into(), "tenant_id".into());
     let known = Mapping { key: true, headers: false, header_names: vec!["tenant".into()], columns: None };
     assert_eq!(Mapping::of(&outbox), known);

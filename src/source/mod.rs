@@ -14,7 +14,7 @@ mod wire;
 
 pub use error::{Retry, SourceError};
 pub use feedback::Feedback;
-pub use outbox::{Inserted, MappingError, OutboxReader, Row, Unusable};
+pub use outbox::{Inserted, MappingError, NoKey, OutboxReader, Row, Unusable, UnusableReason};
 pub use pgoutput::{Change, DecodeError};
 pub use relation::{Relation, TableName};
 pub use stream::{Identity, ReplicationStream, ServerParameters, Shutdown, StreamCloser, StreamOptions};

@@ -12,10 +12,12 @@
 mod bytea;
 mod headers;
 mod mapping;
+mod pointer;
 #[cfg(test)]
 mod tests;
 
 pub use mapping::{MappingError, MissingColumn};
+pub use pointer::NoKey;
 
 use std::collections::{HashMap, HashSet};
 
@@ -28,7 +30,7 @@ use super::{
     pgoutput::{Tuple, TypeName, Value},
     relation::{Relation, TableName},
 };
-use crate::config;
+use crate::config::{self, KeySource};
 
 /// Bytes that an event costs beside its row: the event itself, its deliveries, and their places in queues.
 pub const ROW_OVERHEAD: u64 = 512;
@@ -73,6 +75,8 @@ pub struct Row {
     pub event: Event,
     /// The columns that the router asked for, in its order; `None`: NULL.
     pub columns: Vec<Option<ByteString>>,
+    /// Why it has no key, where the key is one of the payload.
+    pub no_key: Option<NoKey>,
     /// What the byte window counts for it: the row's bytes and [`ROW_OVERHEAD`].
     pub bytes: u64,
 }
@@ -249,11 +253,11 @@ impl OutboxReader {
             });
         }
         let bytes = tuple.size() as u64 + ROW_OVERHEAD;
-        let inserted = match self.read(mapping, tuple) {
-            Ok((mut event, columns)) => {
-                event.position = position;
-                event.committed_at = committed_at;
-                Inserted::Row(Row { event, columns, bytes })
+        let inserted = match self.read(self.texts(mapping, tuple), mapping.format()) {
+            Ok(mut row) => {
+                row.event.position = position;
+                row.event.committed_at = committed_at;
+                Inserted::Row(Row { bytes, ..row })
             }
             Err(reason) => {
                 let texts = self.texts(mapping, tuple);
@@ -288,8 +292,31 @@ impl OutboxReader {
         texts
     }
 
-    fn read(&self, mapping: &Mapping, tuple: &Tuple) -> Result<(Event, Vec<Option<ByteString>>), UnusableReason> {
-        let texts = self.texts(mapping, tuple);
+    /// The event that a row of these columns would be, without a table: what `walgate route` looks at. `value_of` gives
+    /// the text of a column by its name, `None` for NULL; `format` is what the payload's type would say.
+    ///
+    /// # Errors
+    /// Why such a row cannot become an event.
+    pub fn imagine(
+        &self,
+        value_of: &dyn Fn(&str) -> Option<Bytes>,
+        format: PayloadFormat,
+    ) -> Result<Row, UnusableReason> {
+        let names = &self.outbox.columns;
+        let texts = Texts {
+            id: value_of(&names.id),
+            event_type: value_of(&names.event_type),
+            payload: value_of(&names.payload),
+            key: names.key.as_ref().and_then(|key| value_of(key.column()?)),
+            headers: names.headers.as_ref().and_then(|column| value_of(column)),
+            headers_from: self.outbox.header_columns.values().map(|column| value_of(column)).collect(),
+            columns: self.columns.iter().map(|column| value_of(column)).collect(),
+        };
+        self.read(texts, format)
+    }
+
+    /// `bytes` is left to the caller.
+    fn read(&self, texts: Texts, format: PayloadFormat) -> Result<Row, UnusableReason> {
         let names = &self.outbox.columns;
         let required = |text: Option<Bytes>, column: &str, what| match text {
             Some(text) => utf8(text, column),
@@ -298,23 +325,31 @@ impl OutboxReader {
         let id = required(texts.id, &names.id, "an id")?;
         let event_type = required(texts.event_type, &names.event_type, "a type")?;
         let mut event = Event::new(id, event_type);
-        event.format = mapping.format();
-        event.payload = match (texts.payload, mapping.format()) {
+        event.format = format;
+        event.payload = match (texts.payload, format) {
             (Some(text), PayloadFormat::Binary) => {
                 let raw = bytea::decode(&text);
                 Some(raw.ok_or_else(|| UnusableReason::Bytea { column: names.payload.clone() })?)
             }
             (payload, _) => payload,
         };
-        if let (Some(key), Some(column)) = (texts.key, &names.key) {
-            event.key = Some(utf8(key, column)?);
+        let mut no_key = None;
+        match (&names.key, texts.key) {
+            (Some(KeySource::Column(column)), Some(key)) => event.key = Some(utf8(key, column)?),
+            (Some(KeySource::Payload(pointer)), _) => {
+                match event.payload.as_ref().map_or(Err(NoKey::Absent), |payload| pointer::key(payload, pointer)) {
+                    Ok(key) => event.key = Some(key),
+                    Err(why) => no_key = Some(why),
+                }
+            }
+            _ => {}
         }
         if texts.headers.is_some() || !texts.headers_from.is_empty() {
             event.headers = self.headers(texts.headers, texts.headers_from)?;
         }
         let columns = texts.columns.into_iter().zip(&self.columns);
         let columns = columns.map(|(text, column)| text.map(|text| utf8(text, column)).transpose());
-        Ok((event, columns.collect::<Result<_, _>>()?))
+        Ok(Row { event, columns: columns.collect::<Result<_, _>>()?, no_key, bytes: 0 })
     }
 
     /// Headers from mapped columns, then those of the headers column. A mapped column wins over a member of the same

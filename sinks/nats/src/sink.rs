@@ -19,6 +19,7 @@ use crate::{
     link::Link,
     message::Messages,
     streams::Look,
+    subject,
 };
 
 /// Messages in one batch, all of which are outstanding at once: with one batch at a time this is the window.
@@ -39,6 +40,10 @@ impl SinkFactory for NatsFactory {
 
     fn validate(config: &NatsConfig) -> Vec<ConfigIssue> {
         config.checked().err().unwrap_or_default()
+    }
+
+    fn check_target(_: &str, subject: &str) -> Result<(), String> {
+        subject::check(subject)
     }
 
     #[allow(clippy::unused_async, reason = "the trait's signature; nothing is waited for by its contract")]

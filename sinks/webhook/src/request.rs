@@ -192,6 +192,12 @@ pub(crate) fn invalid(message: &str) -> Rejection {
     Rejection::new(RejectReason::InvalidEvent, message)
 }
 
+/// Whether a rendered path can be appended to a URL; what is wrong with it if not.
+pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
+    let base = Url::parse("https://localhost").map_err(|_| "cannot be checked")?;
+    append(&base, path).map(|_| ())
+}
+
 /// The base URL with a path, a query or both behind it. Scheme, host and port are always those of the base.
 fn append(base: &Url, appended: &str) -> Result<Url, &'static str> {
     if !appended.starts_with(['/', '?']) {

@@ -24,7 +24,7 @@ use crate::{
     classify::{self, Answer},
     client,
     guard::{self, Guarded, System},
-    request::{Endpoint, Requests},
+    request::{self, Endpoint, Requests},
     text, tls,
 };
 
@@ -50,6 +50,10 @@ impl SinkFactory for WebhookFactory {
 
     fn validate(config: &WebhookConfig) -> Vec<ConfigIssue> {
         config.settings().err().unwrap_or_default()
+    }
+
+    fn check_target(_: &str, path: &str) -> Result<(), String> {
+        request::check_path(path).map_err(|why| format!("it {why}"))
     }
 
     async fn connect(config: &WebhookConfig, context: SinkContext) -> Result<WebhookSink, SinkError> {

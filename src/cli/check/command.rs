@@ -70,7 +70,7 @@ pub async fn run(args: CheckArgs, registry: &Registry) -> ExitStatus {
         .router
         .table()
         .into_iter()
-        .map(|row| RouteRow { patterns: vec![row.pattern], sink: row.sink, target: row.target })
+        .map(|row| RouteRow { patterns: vec![row.pattern], when: row.when, sink: row.sink, target: row.target })
         .collect();
     let place = |route: Option<usize>, sink: &str| match route {
         Some(route) => KeyPath::root().key("routes").index(route),

@@ -72,7 +72,8 @@ impl Wanted {
             WantedColumn::new(&columns.event_type, ColumnRole::EventType),
             WantedColumn::new(&columns.payload, ColumnRole::Payload),
         ];
-        wanted.extend(columns.key.iter().map(|name| WantedColumn::new(name, ColumnRole::Key)));
+        let key = columns.key.as_ref().and_then(config::KeySource::column);
+        wanted.extend(key.map(|name| WantedColumn::new(name, ColumnRole::Key)));
         wanted.extend(columns.headers.iter().map(|name| WantedColumn::new(name, ColumnRole::Headers)));
         for name in outbox.header_columns.values().chain(templates) {
             if wanted.iter().all(|column| column.name != *name) {

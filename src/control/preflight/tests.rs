@@ -193,7 +193,7 @@ fn the_table() {
 fn the_columns() {
     let mapped = config::Outbox {
         columns: config::Columns {
-            key: Some("agregate_id".into()),
+            key: config::KeySource::parse("agregate_id").ok(),
             headers: Some("meta".into()),
             ..config::Columns::default()
         },

@@ -95,7 +95,7 @@ impl<'de> Visitor<'de> for &mut Members<'_> {
 }
 
 /// A string that is borrowed from the input where it has no escapes (serde's own `Cow` never is).
-struct Text<'a>(Cow<'a, str>);
+pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
 
 impl<'de> serde::Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

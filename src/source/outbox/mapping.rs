@@ -140,7 +140,7 @@ impl Mapping {
             (Some(&names.id), "id", Place::Id),
             (Some(&names.event_type), "event_type", Place::EventType),
             (Some(&names.payload), "payload", Place::Payload),
-            (names.key.as_ref(), "key", Place::Key),
+            (names.key.as_ref().and_then(config::KeySource::column), "key", Place::Key),
             (names.headers.as_ref(), "headers", Place::Headers),
         ];
         let fixed = fixed

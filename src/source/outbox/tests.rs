@@ -56,7 +56,7 @@ fn unusable(reader: &OutboxReader, oid: u32, cells: &[Cell]) -> Unusable {
 fn mapped(columns: &[(&str, u32)]) -> OutboxReader {
     let mut reader = reader(
         |outbox| {
-            outbox.columns.key = Some("key".into());
+            outbox.columns.key = config::KeySource::parse("key").ok();
             outbox.columns.headers = Some("headers".into());
         },
         &[],
@@ -88,7 +88,7 @@ fn every_place_is_filled() {
     let mut reader = reader(
         |outbox| {
             outbox.table = "\"My App\".\"Out.box\"".into();
-            outbox.columns.key = Some("aggregate_id".into());
+            outbox.columns.key = config::KeySource::parse("aggregate_id").ok();
             outbox.columns.headers = Some("meta".into());
             outbox.header_columns.insert("traceparent".into(), "trace".into());
             outbox.header_columns.insert("absent".into(), "nothing".into());
@@ -123,6 +123,64 @@ fn every_place_is_filled() {
     assert_eq!(headers, [("traceparent", "00-ab"), ("tenant", "t1")]);
     let columns: Vec<_> = row.columns.iter().map(|column| column.as_deref()).collect();
     assert_eq!(columns, [Some("eu"), Some("17"), None]);
+}
+
+#[test]
+fn a_key_may_come_from_the_payload() {
+    let pointer = |outbox: &mut config::Outbox| {
+        outbox.columns.payload = "body".into();
+        outbox.columns.key = config::KeySource::parse("payload:/order/id").ok();
+    };
+    let keyed = |type_oid: u32, cell: Cell| {
+        let mut reader = reader(pointer, &[]);
+        describe(&mut reader, 1, "public.outbox_events", &[("id", TEXT), ("event_type", TEXT), ("body", type_oid)])
+            .unwrap();
+        let row = row(&reader, 1, &[text("1"), text("x"), cell]);
+        (row.event.key.map(|key| key.to_string()), row.no_key)
+    };
+    for (type_oid, cell, key) in [
+        (JSONB, text(r#"{"order": {"id": "A-7"}}"#), Ok("A-7")),
+        (TEXT, text(r#"{"order": {"id": 7.50}}"#), Ok("7.50")),
+        (BYTEA, text(&format!("\\x{}", "7b226f72646572223a7b226964223a317d7d")), Ok("1")),
+        (JSONB, text("{}"), Err(NoKey::Absent)),
+        (JSONB, text(r#"{"order": {"id": null}}"#), Err(NoKey::Absent)),
+        (JSONB, Cell::Null, Err(NoKey::Absent)),
+        (JSONB, text(r#"{"order": {"id": [1]}}"#), Err(NoKey::NotScalar)),
+        (TEXT, text("hello"), Err(NoKey::NotJson)),
+        (BYTEA, text("\\x00ff"), Err(NoKey::NotJson)),
+    ] {
+        assert_eq!(keyed(type_oid, cell), (key.ok().map(str::to_owned), key.err()));
+    }
+}
+
+#[test]
+fn an_imagined_row_is_read_as_one_of_the_table() {
+    let mut reader = reader(
+        |outbox| {
+            outbox.columns.key = config::KeySource::parse("aggregate_id").ok();
+            outbox.columns.headers = Some("meta".into());
+            outbox.header_columns.insert("tenant".into(), "tenant".into());
+        },
+        &["region"],
+    );
+    let columns =
+        [("id", "1"), ("event_type", "x"), ("payload", "{}"), ("aggregate_id", "k"), ("meta", r#"{"a": "b"}"#)];
+    let more = [("tenant", "acme"), ("region", "eu")];
+    let all: Vec<(&str, &str)> = columns.into_iter().chain(more).collect();
+    let described: Vec<(&str, u32)> =
+        all.iter().map(|(name, _)| (*name, if *name == "meta" { JSONB } else { TEXT })).collect();
+    describe(&mut reader, 1, "public.outbox_events", &described).unwrap();
+    let real = row(&reader, 1, &all.iter().map(|(_, value)| text(value)).collect::<Vec<_>>());
+    let value_of =
+        |name: &str| all.iter().find(|(known, _)| *known == name).map(|(_, value)| Bytes::from(value.to_string()));
+    let imagined = reader.imagine(&value_of, PayloadFormat::Text).unwrap();
+    let shown = |row: &Row| {
+        let Row { event, columns, .. } = row;
+        format!("{} {} {:?} {:?} {:?} {columns:?}", event.id, event.event_type, event.key, event.payload, event.headers)
+    };
+    assert_eq!(shown(&imagined), shown(&real));
+    let error = reader.imagine(&|name| value_of(name).filter(|_| name != "id"), PayloadFormat::Json).unwrap_err();
+    assert_eq!(error.as_str(), "null_column");
 }
 
 #[test]
@@ -222,7 +280,7 @@ fn a_missing_column_is_explained() {
 
     let mut all = reader(
         |outbox| {
-            outbox.columns.key = Some("order_id".into());
+            outbox.columns.key = config::KeySource::parse("order_id").ok();
             outbox.header_columns.insert("tenant".into(), "tenant".into());
         },
         &["Region"],
