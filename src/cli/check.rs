@@ -199,7 +199,7 @@ impl Table {
     }
 
     fn print(&self, out: &mut dyn Write, columns: usize) -> io::Result<()> {
-        const WIDEST: usize = 60;
+        const WIDEST: usize = 80;
         let bold = Style::new().bold();
         let width = |column: usize| {
             let cells = self.0.iter().filter_map(|(_, cells)| cells.get(column));

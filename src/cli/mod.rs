@@ -3,11 +3,14 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod expect;
 mod fetch;
 mod init;
+mod route;
 mod run;
 mod setup;
 mod signals;
+mod simulate;
 mod status;
 mod systemd;
 
@@ -66,6 +69,10 @@ enum Command {
     Check(check::CheckArgs),
     /// Print, or run, the SQL that prepares a database, and write a first configuration.
     Init(init::InitArgs),
+    /// Show where an event would go, and why; offline.
+    Route(route::RouteArgs),
+    /// Check the routes against files of events and the deliveries that they should come to; offline.
+    Test(expect::TestArgs),
     /// Show what a running gateway is doing, sink by sink, and who holds the WAL.
     Status(status::StatusArgs),
     /// The story of the vanished order, on this machine, with a PostgreSQL of its own.
@@ -102,6 +109,8 @@ pub fn main(registry: &Registry) -> ExitStatus {
             Command::Run(args) => run::run(args, registry).await,
             Command::Check(args) => check::run(args, registry).await,
             Command::Init(args) => init(args).await,
+            Command::Route(args) => route::run(&args, registry),
+            Command::Test(args) => expect::run(&args, registry),
             Command::Status(args) => status::run(args, registry).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args).await,

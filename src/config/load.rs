@@ -135,7 +135,7 @@ pub fn load_with_routes(
     catalog: &dyn KindCatalog,
     routes: RouteCheck<'_>,
 ) -> Result<Loaded, ConfigErrors> {
-    let (name, text, folder) = match read(&sources.file) {
+    let (name, text, folder) = match read(&sources.file, "configuration") {
         Ok(read) => read,
         Err((name, message)) => {
             let mut errors = ConfigErrors::new(Arc::new(SourceMap::new(name, "")));
@@ -193,9 +193,9 @@ pub fn load_with_routes(
 }
 
 /// The file's name, its text and its folder; or its name and why it cannot be read.
-fn read(source: &FileSource) -> Result<(String, String, PathBuf), (String, String)> {
+pub(super) fn read(source: &FileSource, what: &str) -> Result<(String, String, PathBuf), (String, String)> {
     let too_large =
-        || format!("larger than {}: a configuration is not that long", walgate_sink::ByteSize(MAX_FILE_BYTES));
+        || format!("larger than {}: a {what} file is not that long", walgate_sink::ByteSize(MAX_FILE_BYTES));
     let (name, bytes, folder) = match source {
         FileSource::None => (String::new(), Vec::new(), PathBuf::new()),
         FileSource::Text(name, text) if text.len() as u64 > MAX_FILE_BYTES => return Err((name.clone(), too_large())),
@@ -203,7 +203,7 @@ fn read(source: &FileSource) -> Result<(String, String, PathBuf), (String, Strin
         FileSource::Path(path) => {
             let name = printable(&path.to_string_lossy(), 200);
             let failed = |error: std::io::Error| {
-                (name.clone(), format!("cannot read the configuration file: {}", secrets::plain(&error)))
+                (name.clone(), format!("cannot read the {what} file: {}", secrets::plain(&error)))
             };
             let mut bytes = Vec::new();
             let file = File::open(path).map_err(failed)?;

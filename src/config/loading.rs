@@ -173,20 +173,27 @@ impl Loading {
         self.error_from(origin, &KeyPath::root(), message);
     }
 
-    pub fn finish(mut self, config: Option<Config>, sinks: Vec<Sink>) -> Result<Loaded, ConfigErrors> {
-        let mut errors = ConfigErrors::new(Arc::new(std::mem::take(&mut self.map)));
+    /// Everything that was found.
+    pub fn into_errors(self) -> ConfigErrors {
+        let mut errors = ConfigErrors::new(Arc::new(self.map));
         errors.concealed = self.concealed;
         for finding in self.findings {
             errors.push(finding);
         }
+        errors
+    }
+
+    pub fn finish(mut self, config: Option<Config>, sinks: Vec<Sink>) -> Result<Loaded, ConfigErrors> {
+        let mut warnings = std::mem::take(&mut self.warnings);
+        let mut errors = self.into_errors();
         let Some(config) = config.filter(|_| errors.is_empty()) else {
             if errors.is_empty() {
                 errors.push_at(KeyPath::root(), "the configuration cannot be read");
             }
             return Err(errors);
         };
-        self.warnings.sort_by_key(|warning| super::errors::rank(&warning.finding.origin));
-        Ok(Loaded { config, sinks, warnings: self.warnings, map: errors.map })
+        warnings.sort_by_key(|warning| super::errors::rank(&warning.finding.origin));
+        Ok(Loaded { config, sinks, warnings, map: errors.map })
     }
 }
 
@@ -214,7 +221,7 @@ impl Provenance for (&SourceMap, &HashSet<KeyPath>, &KeyPath) {
     }
 }
 
-fn plain_value(node: &Node) -> Value {
+pub(crate) fn plain_value(node: &Node) -> Value {
     match &node.value {
         NodeValue::Null => Value::Null,
         NodeValue::Bool(value) => (*value).into(),

@@ -5,6 +5,7 @@
 //! added by the caller with [`ConfigErrors::push_at`].
 
 mod checks;
+mod document;
 mod errors;
 mod expand;
 mod explain;
@@ -27,6 +28,7 @@ mod typed;
 mod yaml;
 
 pub use checks::{Listen, listen_address};
+pub use document::{Document, read_document};
 pub use errors::{ConfigErrors, Warning};
 pub use key::{JsonPointer, KeySource};
 pub use load::{FileSource, Flag, Loaded, Readable, RouteCheck, Sources, load, load_with_routes};
