@@ -329,3 +329,90 @@ fn text(verdicts: &[Verdicts], out: &mut dyn Write) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load_with_routes};
+
+    const CONFIG: &str = "
+outbox: { columns: { key: aggregate_id }, header_columns: { tenant: tenant } }
+sinks:
+  out: { stdout: {} }
+  idle: { discard: {} }
+routes:
+  - { event_type: 'order.*', when: { header.tenant: [acme, evil] }, to: out }
+  - { event_type: 'order.*', when: { key: '7' }, to: [out, idle] }
+";
+
+    fn simulator() -> Simulator {
+        let file = FileSource::Text("walgate.yaml".into(), CONFIG.into());
+        let sources = Sources { file, ..Sources::default() };
+        let loaded = load_with_routes(sources, &Registry::built_in(), &setup::route_faults).unwrap();
+        Simulator::new(&loaded).unwrap()
+    }
+
+    fn told(tests: &str) -> String {
+        let file = FileSource::Text("routes.test.yaml".into(), tests.into());
+        match run_file(&file, &mut simulator()) {
+            Err(errors) => errors.to_string(),
+            Ok(verdicts) => {
+                let mut out = Vec::new();
+                text(&verdicts, &mut out).unwrap();
+                anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string()
+            }
+        }
+    }
+
+    #[test]
+    fn failures_show_what_is_missing_what_came_and_why() {
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!("test_failures", told("
+tests:
+  - { name: passes, event: { event_type: order.created, key: '7' }, expect: [idle, { sink: out, ordering_key: '7' }] }
+  - { name: by condition, event: { event_type: order.created, headers: { tenant: other } }, expect: out }
+  - { name: by type, event: { event_type: user.created }, expect: [idle] }
+  - { name: too much, event: { event_type: order.created, key: '7' }, expect: unrouted }
+  - { name: another key, event: { event_type: order.created, columns: { aggregate_id: '7' } }, expect: [{ sink: out, ordering_key: '8' }, idle] }
+  - { name: no event, event: { event_type: order.created, columns: { id: null } }, expect: out }
+"));
+        });
+    }
+
+    #[test]
+    fn faults_of_a_file_have_their_place() {
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!("test_faults", [
+                "tests: []\n",
+                "",
+                "tests:\n  - { name: a, evnt: {}, expect: [] }\n",
+                "tests:\n  - { name: a, event: { event_type: x, headers: { tennant: a } }, expect: [outt, { sink: out, subject: x }] }\n",
+                "tests:\n  - { name: a, event: { event_type: x, headers: { tennant: a } }, expect: out }\n",
+                "tests:\n  - { name: a, event: { event_type: x, key: a, columns: { aggregate_id: b } }, expect: out }\n",
+                "tests:\n  - name: a\n    name: b\n    event: { event_type: 1 }\n    expect: unroutd\n",
+            ].map(told).join("\n---\n"));
+        });
+    }
+
+    #[test]
+    fn an_expectation_takes_the_delivery_that_no_other_can_have() {
+        let delivery = |a: &str, b: &str| DeliveryView {
+            sink: "s".into(),
+            kind: "k".into(),
+            route: 0,
+            target: [("a", a), ("b", b)]
+                .map(|(name, value)| (name.to_owned(), Value::String(value.to_owned())))
+                .into_iter()
+                .collect(),
+            ordering_key: None,
+            dedup_id: String::new(),
+            rejected: None,
+        };
+        let wanted =
+            |key: &str, value: &str| RouteTarget { sink: "s".into(), fields: vec![(key.into(), value.into())] };
+        let deliveries = [delivery("1", "2"), delivery("1", "3")];
+        assert_eq!(pair(&[wanted("a", "1"), wanted("b", "2")], &deliveries), [Some(1), Some(0)]);
+        assert_eq!(pair(&[wanted("b", "3"), wanted("a", "1")], &deliveries), [Some(1), Some(0)]);
+        assert_eq!(pair(&[wanted("b", "4")], &deliveries), [None, None]);
+    }
+}

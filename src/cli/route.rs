@@ -126,7 +126,9 @@ fn text(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "        header {}={}", show(name), show(value.as_str().unwrap_or_default()))?;
         }
     }
-    writeln!(out)?;
+    if !outcome.routes.is_empty() {
+        writeln!(out)?;
+    }
     let name = |route: usize| format!("routes[{route}]");
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0).min(60);
     let names = width(&mut outcome.routes.iter().map(|answer| name(answer.verdict.route).len()));
@@ -168,4 +170,60 @@ fn text(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::config::{FileSource, Sources, load_with_routes};
+
+    const CONFIG: &str = "
+outbox: { columns: { key: aggregate_id, headers: headers }, header_columns: { region: region } }
+sinks:
+  out: { stdout: {} }
+  idle: { discard: {} }
+routes:
+  - { event_type: 'order.*', to: out }
+  - { event_type: ['order.*', 'user.*'], when: { header.region: eu }, to: [out, idle] }
+  - { event_type: 'user.*', when: { key: ['1', '2'] }, to: idle }
+unrouted: halt
+";
+
+    fn shown(given: &Given) -> String {
+        let file = FileSource::Text("walgate.yaml".into(), CONFIG.into());
+        let sources = Sources { file, ..Sources::default() };
+        let loaded = load_with_routes(sources, &Registry::built_in(), &setup::route_faults).unwrap();
+        let mut out = Vec::new();
+        text(&Simulator::new(&loaded).unwrap().run(given).unwrap(), &mut out).unwrap();
+        anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string()
+    }
+
+    #[test]
+    fn an_event_its_routes_and_its_deliveries() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let order = Given {
+            event_type: "order.created".into(),
+            key: Some("7".into()),
+            headers: vec![pair("region", "eu"), pair("trace", "a\u{1b}[31m")],
+            ..Given::default()
+        };
+        let user = Given { event_type: "user.\u{202e}x".into(), ..Given::default() };
+        let none = Given { columns: vec![("id".into(), None)], ..user.clone() };
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!("route_text", [order, user, none].map(|given| shown(&given)).join("\n---\n"));
+        });
+    }
+
+    #[test]
+    fn the_help() {
+        let mut command = crate::cli::Cli::command().mut_args(|arg| arg.hide_env(true));
+        command.build();
+        let mut help = |name: &str| command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!("route_help", help("route"));
+            insta::assert_snapshot!("test_help", help("test"));
+        });
+    }
 }

@@ -240,4 +240,28 @@ limits: { inflight: 1 }
         let errors = config::load_with_routes(sources, &Registry::built_in(), &route_faults).unwrap_err();
         insta::assert_snapshot!("all_errors_at_once", errors.to_string());
     }
+
+    #[cfg(all(feature = "nats", feature = "webhook"))]
+    #[test]
+    fn conditions_segments_and_grammars_are_reported_with_their_place() {
+        let text = "\
+sinks:
+  bus: { nats: { servers: ['localhost:4222'], subject: 'orders..{id}' } }
+  hook:
+    webhook: { url: 'https://localhost/hooks', unsigned: true, path: '/{event_type}/../x' }
+routes:
+  - event_type: 'order.*'
+    when: { headers.tenant: acme, header.tenant: [acme], key: a }
+    to:
+      - { sink: bus, subject: 'orders.>' }
+      - { sink: bus, subject: '$JS.API.{id}' }
+      - { sink: bus, subject: 'a.{event_type[2]}' }
+      - { sink: bus, subject: '{event_type[x]}' }
+      - { sink: hook, path: 'orders/{id}' }
+      - { sink: hook, path: '/a b/{id}' }
+";
+        let sources = Sources { file: FileSource::Text("walgate.yaml".into(), text.into()), ..Sources::default() };
+        let errors = config::load_with_routes(sources, &Registry::built_in(), &route_faults).unwrap_err();
+        insta::assert_snapshot!("faults_of_targets", errors.to_string());
+    }
 }

@@ -276,6 +276,9 @@ impl DeliveryView {
         for (name, value) in &self.target {
             line.push_str(&format!(" {name}={}", printable(value.as_str().unwrap_or_default(), 200)));
         }
+        if let Some(key) = &self.ordering_key {
+            line.push_str(&format!(" ordering_key={}", printable(key, 200)));
+        }
         if let Some(rejected) = &self.rejected {
             line.push_str(&format!(" rejected={}", rejected.reason));
         }

@@ -112,7 +112,9 @@ pub(crate) fn wrong_type(expected: &str, value: &Value, concealed: bool) -> Stri
         Value::Null => ": give it a value, or leave the key out",
         Value::Number(_) if expected.starts_with("a duration") => ": add the unit",
         Value::Number(_) if expected.starts_with("a size") => ": add the unit",
-        Value::Number(_) | Value::Bool(_) if expected == "a string" => ": put it in quotes",
+        Value::Number(_) | Value::Bool(_) if expected == "a string" || expected.starts_with("one value or a list") => {
+            ": put it in quotes"
+        }
         Value::String(text)
             if expected == "true or false"
                 && ["yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str()) =>

@@ -18,6 +18,7 @@ mod nats;
 mod operation;
 mod receivers;
 mod rig;
+mod routing;
 mod secrets;
 mod skeleton;
 mod source_faults;

@@ -21,7 +21,7 @@ pub(crate) fn check(subject: &str) -> Result<(), String> {
         return Err("it begins or ends with a dot".to_owned());
     }
     if subject.contains("..") {
-        return Err("it has an empty token: two dots stand side by side".to_owned());
+        return Err("two dots stand side by side in it, with an empty token between them".to_owned());
     }
     check_start(subject)
 }
@@ -46,7 +46,7 @@ pub(crate) fn check_template(template: &str) -> Result<(), String> {
         return Err("it begins or ends with a dot".to_owned());
     }
     if template.contains("..") {
-        return Err("it has an empty token: two dots stand side by side".to_owned());
+        return Err("two dots stand side by side in it, with an empty token between them".to_owned());
     }
     check_start(template)
 }

@@ -107,6 +107,18 @@ broken! {
         ];
     c1_from_flags: "sinks: { out: { stdout: {} } }\n",
         flags &[("--slot", "source.slot", "A-B"), ("--listen", "admin.listen", "nowhere"), ("--set", "routes[0].to", "x")];
+    c1_conditions: concat!(
+        "sinks: { out: { stdout: {} } }\nroutes:\n",
+        "  - { event_type: a, when: , to: out }\n",
+        "  - { event_type: a, when: {}, to: out }\n",
+        "  - { event_type: a, when: tenant, to: out }\n",
+        "  - event_type: a\n    when: { header.tenant: 7, column.active: true, key: [] }\n    to: out\n",
+        "  - { event_type: a, wen: { key: a }, to: out }\n",
+    );
+    c1_key_in_payload: "outbox: { columns: { key: 'payload:order_id' } }\nsinks: { out: { stdout: {} } }\n";
+    c1_key_in_column: "outbox: { columns: { key: 'data:/order_id' } }\nsinks: { out: { stdout: {} } }\n";
+    c1_key_escape: "outbox: { columns: { key: 'payload:/a~2' } }\nsinks: { out: { stdout: {} } }\n";
+    c1_key_empty_pointer: "outbox: { columns: { key: 'payload:' } }\nsinks: { out: { stdout: {} } }\n";
     c2_alias_bomb: concat!(
         "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n",
         "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\n",
@@ -142,7 +154,7 @@ fn c1_two_hundred_errors_are_too_many() {
 #[test]
 fn c2_huge_files_are_refused() {
     let text = format!("# {}\nsinks: {{ out: {{ stdout: {{}} }} }}\n", "x".repeat(1 << 20));
-    assert_eq!(told(&text), "error: walgate.yaml: larger than 1MiB: a configuration is not that long\n\n1 error");
+    assert_eq!(told(&text), "error: walgate.yaml: larger than 1MiB: a configuration file is not that long\n\n1 error");
     let wide = format!("sinks: [{}]\n", "1,".repeat(100_000));
     assert!(told(&wide).contains("more than 50000 values"), "{}", told(&wide));
 }
