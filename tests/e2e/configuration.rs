@@ -122,3 +122,38 @@ fn c5_an_event_without_a_route_halts_where_the_configuration_says_so() {
     rig.wait_confirmed(&mut walgate, &behind);
     rig.assert_all();
 }
+
+/// The blocks of YAML in a document that are whole configurations.
+fn configurations(document: &str) -> Vec<String> {
+    let blocks = document.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let whole = |block: &&str| ["\nsinks:", "\nroutes:"].iter().all(|key| format!("\n{block}").contains(key));
+    blocks.filter(whole).map(str::to_owned).collect()
+}
+
+#[cfg(all(feature = "nats", feature = "webhook"))]
+#[test]
+fn the_configurations_in_the_documents_load() {
+    let password = crate::support::processes::folder("password").join("secret");
+    std::fs::write(&password, "hunter2-hunter2").expect("a password file");
+    std::fs::set_permissions(&password, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode");
+    let documents = [
+        ("README.md", include_str!("../../README.md")),
+        ("sinks/nats", include_str!("../../sinks/nats/README.md")),
+        ("sinks/webhook", include_str!("../../sinks/webhook/README.md")),
+        ("sinks/stdout", include_str!("../../sinks/stdout/README.md")),
+        ("sinks/discard", include_str!("../../sinks/discard/README.md")),
+    ];
+    let mut checked = 0;
+    for (name, document) in documents {
+        for block in configurations(document) {
+            let secret = password.to_str().expect("a plain path");
+            let text =
+                block.replace("creds_file: /run/secrets/walgate.creds", "token: x").replace("walgate.password", secret);
+            let setup = Setup::literal(text).env("PARTNER_SECRET", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD");
+            let ended = Walgate::command(&setup, &["check", "--config", "{config}"]);
+            assert_eq!(ended.code, Some(0), "{name}:\n{block}\n{}", ended.output());
+            checked += 1;
+        }
+    }
+    assert!(checked >= 5, "{checked} configurations");
+}
