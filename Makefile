@@ -32,7 +32,8 @@ lint: ## format, clippy with warnings denied, each feature on its own, licences
 planted: setup ## plant known bugs one by one: each must be caught by its named test
 	@tests/planted/run.sh
 
-bench: setup ## drain a backlog into the discard sink beside pg_recvlogical (ROWS=1000000; SINK=nats)
+bench: setup ## drain a backlog into a sink beside pg_recvlogical (ROWS=1000000 KEYS=10000 SINK=nats or webhook; see benches/drain.sh)
+	@case "$(SINK)" in webhook*) cargo build --release --locked --example bench-receiver ;; esac
 	@benches/drain.sh
 
 clean-cache: ## remove downloaded servers (.cache)

@@ -7,12 +7,14 @@
 #   make bench                  1,000,000 rows of ~300 B, transactions of 10 rows, 3 rounds
 #   ROWS=200000 PER_TX=1 ROUNDS=5 benches/drain.sh
 #   SINK=webhook benches/drain.sh  (c) is walgate to a webhook, signed, in batches of 100; SINK=webhook-single: one by one
+#   KEYS=10000 ...              the rows have an ordering key, one of so many; without it they have none
+#   VERIFY=1 KEYS=10000 SINK=nats ROUNDS=1 benches/drain.sh   what arrived is read, counted and its order checked (slower)
 #   DELIVERY='concurrency: 2' ...  the sink's `delivery`
 #   SINK=nats benches/drain.sh  (c) is walgate to NATS JetStream: a nats-server of its own, file storage, one stream
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ROWS=${ROWS:-1000000} PER_TX=${PER_TX:-10} ROUNDS=${ROUNDS:-3}
-WALGATE=${WALGATE:-target/release/walgate} SINK=${SINK:-discard}
+WALGATE=${WALGATE:-target/release/walgate} SINK=${SINK:-discard} KEYS=${KEYS:-} VERIFY=${VERIFY:-}
 
 die() { echo "drain: $*" >&2; exit 3; }
 [ -x "$WALGATE" ] || die "no release binary: run \`make build\`"
@@ -49,7 +51,7 @@ sql() { "$BIN/psql" -X -q -At -h "$DIR/sock" -p "$PORT" -U postgres -v ON_ERROR_
 until sql -c 'SELECT 1' >/dev/null 2>&1; do kill -0 "$PG" || die "PostgreSQL did not start: $(tail -n 3 "$DIR/postgres.log")"; sleep 0.1; done
 
 sql -c "CREATE TABLE outbox_events (id UUID PRIMARY KEY DEFAULT gen_random_uuid(), event_type TEXT NOT NULL, payload JSONB NOT NULL,
-          created_at TIMESTAMPTZ DEFAULT now(), published BOOLEAN DEFAULT false);
+          created_at TIMESTAMPTZ DEFAULT now(), published BOOLEAN DEFAULT false${KEYS:+, aggregate_id TEXT});
         CREATE PUBLICATION walgate_outbox FOR TABLE outbox_events WITH (publish = 'insert')"
 for round in $(seq "$ROUNDS"); do
   for who in recv walgate; do sql -c "SELECT pg_create_logical_replication_slot('${who}_$round', 'pgoutput')" >/dev/null; done
@@ -58,8 +60,8 @@ echo "writing $ROWS rows in transactions of $PER_TX" >&2
 sql <<SQL
 CREATE PROCEDURE fill(n int, per int) LANGUAGE plpgsql AS \$\$ BEGIN
   FOR i IN 1 .. n / per LOOP
-    INSERT INTO outbox_events (event_type, payload)
-      SELECT 'order.created', jsonb_build_object('order_id', i * per + j, 'customer', 'customer-' || j, 'note', repeat('x', 220))
+    INSERT INTO outbox_events (event_type${KEYS:+, aggregate_id}, payload)
+      SELECT 'order.created', ${KEYS:+((i * per + j) % $KEYS)::text,} jsonb_build_object('order_id', i * per + j, 'customer', 'customer-' || j, 'note', repeat('x', 220))
       FROM generate_series(1, per) j;
     COMMIT;
   END LOOP; END \$\$;
@@ -80,7 +82,7 @@ if [ "$SINK" = nats ]; then
 fi
 
 case $SINK in webhook*)
-  "$RECEIVER" > "$DIR/receiver" & HTTP=$!
+  "$RECEIVER" ${VERIFY:+--verify} > "$DIR/receiver" & HTTP=$!
   until [ -s "$DIR/receiver" ]; do kill -0 "$HTTP" || die "the receiver did not start"; sleep 0.05; done
   mode=batch; [ "$SINK" = webhook ] || mode=single
   sink="webhook: { url: \"http://$(head -n 1 "$DIR/receiver")/hooks\", secret: whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD, mode: $mode }" ;;
@@ -109,6 +111,7 @@ sys.exit(str(made["error"]) if "error" in made else 0)
 PY
 }
 
+KEY=null; [ -z "$KEYS" ] || KEY=aggregate_id
 now() { date +%s.%N; }
 : > "$DIR/result"
 for round in $(seq "$ROUNDS"); do
@@ -121,7 +124,7 @@ for round in $(seq "$ROUNDS"); do
       echo "recv $round $(echo "$(now) - $start" | bc)" >> "$DIR/result"
     else
       [ "$SINK" != nats ] || fresh_stream || die "no stream: $(tail -n 3 "$DIR/nats.log")"
-      printf 'source: { url: "postgres://postgres@127.0.0.1:%s/postgres", slot: walgate_%s }\nsinks: { all: { %s, delivery: { %s } } }\nroutes: [{ event_type: "**", to: all }]\nadmin: { listen: "off" }\n' "$PORT" "$round" "$sink" "${DELIVERY:-}" > "$DIR/walgate.yaml"
+      printf 'outbox: { columns: { key: %s } }\nsource: { url: "postgres://postgres@127.0.0.1:%s/postgres", slot: walgate_%s }\nsinks: { all: { %s, delivery: { %s } } }\nroutes: [{ event_type: "**", to: all }]\nadmin: { listen: "off" }\n' "$KEY" "$PORT" "$round" "$sink" "${DELIVERY:-}" > "$DIR/walgate.yaml"
       start=$(now)
       "$WALGATE" run --config "$DIR/walgate.yaml" 2>"$DIR/walgate.log" & W=$!
       until [ "$(sql -c "SELECT confirmed_flush_lsn >= '$END' FROM pg_replication_slots WHERE slot_name = 'walgate_$round'")" = t ]; do
@@ -132,6 +135,10 @@ for round in $(seq "$ROUNDS"); do
       cpu=$(awk -v hz="$(getconf CLK_TCK)" '{ print ($14 + $15) / hz }' "/proc/$W/stat")
       kill -TERM $W; wait $W || die "walgate ended with an error: $(tail -n 3 "$DIR/walgate.log")"
       echo "walgate $round $took $cpu $rss" >> "$DIR/result"
+      if [ -n "$VERIFY" ]; then case $SINK in
+        nats) python3 benches/order.py "$NATS_PORT" "$ROWS" ;;
+        webhook) sleep 0.2; awk '/verified/ { n = $2; m = $3 } END { printf "verified: %d events, %d out of order\n", n, m }' "$DIR/receiver" ;;
+      esac; fi
     fi
   done
 done
