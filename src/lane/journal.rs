@@ -36,7 +36,7 @@ impl Journal {
     /// The sink was made, and may be used.
     pub(super) fn connected(&self) {
         self.observer.sink_up(true);
-        tracing::info!(sink = %self.sink, "sink ready");
+        tracing::info!(sink = %self.sink, "sink set up");
     }
 
     /// The sink broke its contract.
