@@ -8,11 +8,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(feature = "nats")]
+mod both;
 mod configuration;
 mod crash;
 mod custom_sink;
 #[cfg(feature = "demo")]
 mod demo;
+#[cfg(feature = "nats")]
+mod fanout;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;
@@ -24,3 +28,4 @@ mod skeleton;
 mod source_faults;
 mod streams;
 mod wal_positions;
+mod workload;

@@ -42,7 +42,7 @@ fn insert(rig: &Rig, from: usize, to: usize, keys: usize) {
 /// Nothing is missing, nothing else is there, bodies are whole, and the messages of a key never skip forward (I3).
 /// Returns the repeats.
 #[track_caller]
-fn assert_stored(committed: &[Committed], stored: &[Stored]) -> usize {
+pub fn assert_stored(committed: &[Committed], stored: &[Stored]) -> usize {
     let by_id: HashMap<&str, &Committed> = committed.iter().map(|event| (event.id.as_str(), event)).collect();
     let mut highest: HashMap<&str, u64> = HashMap::new();
     let mut seen = HashSet::new();

@@ -14,6 +14,8 @@ pub mod lsn;
 pub mod nats;
 #[cfg(feature = "nats")]
 pub mod nats_wire;
+#[cfg(feature = "nats")]
+pub mod nats_witness;
 pub mod openmetrics;
 pub mod oracle;
 pub mod pgwire;

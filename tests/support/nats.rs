@@ -74,6 +74,11 @@ impl NatsServer {
         self.end(Signal::TERM);
     }
 
+    /// STOP and CONT.
+    pub fn signal(&self, signal: Signal) {
+        self.process.lock().expect("the server's process").as_ref().expect("a running server").signal(signal);
+    }
+
     fn end(&self, signal: Signal) {
         let mut process = self.process.lock().expect("the server's process").take().expect("a running server");
         process.signal(signal);
