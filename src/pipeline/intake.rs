@@ -47,7 +47,7 @@ pub enum Wait {
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError {
     /// Bytes that are no pgoutput.
-    #[error("PostgreSQL sent a message that cannot be read: {0}")]
+    #[error("PostgreSQL sent a message that cannot be read: {0}; the connection is opened again")]
     Decode(#[from] DecodeError),
     /// The table does not have what the mapping names.
     #[error(transparent)]
@@ -61,6 +61,19 @@ pub enum IntakeError {
          Was the server restored from a backup, or another one put in its place?"
     )]
     OutOfOrder(Lsn),
+}
+
+impl IntakeError {
+    /// Whether the bytes may have been damaged on their way: then they come again whole.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            IntakeError::Decode(_) | IntakeError::Mismatch => true,
+            IntakeError::Mapping(error) => {
+                matches!(error, MappingError::Width { .. } | MappingError::Undescribed { .. })
+            }
+            IntakeError::OutOfOrder(_) => false,
+        }
+    }
 }
 
 /// Takes the stream apart and feeds the lanes.
@@ -137,7 +150,7 @@ impl Intake {
     /// Takes one frame. `copy_out`: many chunks are alive, so that events leave theirs.
     ///
     /// # Errors
-    /// The connection cannot be read on; after [`IntakeError::Mismatch`] a new one can.
+    /// The connection cannot be read on; after [damage](IntakeError::is_damage) a new one may be.
     pub fn take(&mut self, frame: &Frame, copy_out: bool) -> Result<Wait, IntakeError> {
         let body = match frame {
             Frame::Keepalive { wal_end, .. } => {

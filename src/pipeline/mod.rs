@@ -178,7 +178,7 @@ impl Gateway {
         self.intake.on_connect();
         self.board.source(SourceState::Streaming, None);
         let mut guard = SessionGuard::new(self.session.state(), connection);
-        let started = std::time::Instant::now();
+        let (started, received) = (std::time::Instant::now(), self.checkpoint.snapshot().received_lsn);
         let reading = connection::run(
             &mut stream,
             &mut self.intake,
@@ -198,7 +198,8 @@ impl Gateway {
                 Ending::Panicked => return (Some(stream), Next::Fail(GatewayError::Lane(sink))),
             },
         };
-        if started.elapsed() > RECONNECT_LONGEST {
+        // One that gets nowhere must not be made again and again at once.
+        if started.elapsed() > RECONNECT_LONGEST || self.checkpoint.snapshot().received_lsn > received {
             attempts.failures = 0;
         }
         let next = Self::after(ended);
@@ -217,7 +218,8 @@ impl Gateway {
                 pause: Pause::Short,
                 why: "PostgreSQL is shutting down and waits for walgate; the stream was closed to let it".to_owned(),
             },
-            Ended::Refused(error @ IntakeError::Mismatch) => {
+            // What was damaged on its way comes again whole.
+            Ended::Refused(error) if error.is_damage() => {
                 Next::Reconnect { pause: Pause::Short, why: error.to_string() }
             }
             Ended::Refused(error) => Next::Fail(error.into()),

@@ -15,6 +15,7 @@ mod crash;
 mod custom_sink;
 #[cfg(feature = "demo")]
 mod demo;
+mod disturbances;
 #[cfg(feature = "nats")]
 mod fanout;
 #[cfg(feature = "nats")]

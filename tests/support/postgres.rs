@@ -175,6 +175,24 @@ impl Postgres {
         begin.elapsed()
     }
 
+    /// Immediate shutdown: like a crash, but that its processes are told.
+    #[track_caller]
+    pub fn stop_immediate(&self) {
+        let mut process = self.process.lock().expect("the server's process").take().expect("a server that runs");
+        process.signal(Signal::QUIT);
+        assert!(process.reap(wait::DEADLINE).is_some(), "the immediate shutdown hung:\n{}", tail(&self.log()));
+    }
+
+    /// Smart shutdown, which waits for all sessions, and a fast one after a pause.
+    #[track_caller]
+    pub fn stop_smart_then_fast(&self, pause: Duration, deadline: Duration) {
+        let running = self.process.lock().expect("the server's process");
+        running.as_ref().expect("a server that runs").signal(Signal::TERM);
+        drop(running);
+        wait::watch_for(pause);
+        self.stop_fast(deadline);
+    }
+
     /// `kill -9` of all its processes.
     pub fn kill9(&self) {
         let mut process = self.process.lock().expect("the server's process").take().expect("a server that runs");

@@ -39,7 +39,7 @@ pub enum MappingError {
     /// A row has another number of columns than its table was said to have.
     #[error(
         "a row of {table} has {row} columns where its Relation message has {described}: the stream is damaged, and \
-         nothing after it can be trusted; reconnect, and report it if it comes again"
+         nothing after it can be trusted; the connection is opened again. Report it if that does not help"
     )]
     Width {
         /// The table.
@@ -52,7 +52,7 @@ pub enum MappingError {
     /// A row came before the Relation message of its table.
     #[error(
         "a row of a table with OID {oid} came before its Relation message, so whether it is the outbox is unknown; \
-         reconnect, and report it if it comes again"
+         the connection is opened again. Report it if that does not help"
     )]
     Undescribed {
         /// The table's OID.
