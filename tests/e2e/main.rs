@@ -26,6 +26,8 @@ mod rig;
 mod routing;
 mod secrets;
 mod skeleton;
+#[cfg(feature = "nats")]
+mod soak;
 mod source_faults;
 mod streams;
 mod wal_positions;
