@@ -87,6 +87,15 @@ fn s16_a_slot_older_than_its_publication_with_a_row_between_is_explained() {
     database.publish();
     let receiver = Receiver::start();
     let setup = Setup::of(&database).webhook("hook", &receiver).route("**", "hook");
+    if database.value("SELECT current_setting('server_version_num')::int >= 180000") == "t" {
+        // From 18 on the server passes over such rows, so that nothing but walgate can say it.
+        let mut walgate = Walgate::run(&setup);
+        walgate.wait_log(&[&database.slot, &database.publication, "are not sent"]);
+        let id = database.insert_seed("order.created", "{}");
+        walgate.eventually("the next event arrives", || receiver.has(&id));
+        assert_eq!(receiver.count(), 1);
+        return;
+    }
     let ended = Walgate::run(&setup).wait_for_end(DEADLINE);
     ended.expect(
         3,
