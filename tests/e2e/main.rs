@@ -25,10 +25,13 @@ mod receivers;
 mod rig;
 mod routing;
 mod secrets;
+mod shipped;
 mod skeleton;
 #[cfg(feature = "nats")]
 mod soak;
 mod source_faults;
 mod streams;
 mod wal_positions;
+#[cfg(feature = "webhook")]
+mod webhook;
 mod workload;

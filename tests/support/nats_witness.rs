@@ -161,6 +161,7 @@ impl ProtocolTap {
             tick: clock::tick(),
             at: clock::now(),
             connection: self.connection,
+            request: index as u64,
             id: id.to_owned(),
             method: words[0].to_owned(),
             path: words.get(1).copied().unwrap_or_default().to_owned(),

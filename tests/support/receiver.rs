@@ -3,11 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use http::HeaderMap;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use socket2::SockRef;
 use standardwebhooks::Webhook;
@@ -25,7 +28,7 @@ pub struct Request<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub headers: &'a HeaderMap,
-    /// `webhook-id`.
+    /// `webhook-id`; of a batch, an element's own id.
     pub id: &'a str,
     /// Which request with this id it is, from 1.
     pub attempt: u32,
@@ -110,19 +113,21 @@ pub fn ok() -> Answer {
     reply(200).into()
 }
 
-/// A request that was read whole.
+/// A request that was read whole, or one element of a batch.
 #[derive(Clone, Debug)]
 pub struct Receipt {
     /// When it had been read.
     pub tick: Tick,
     pub at: Duration,
     pub connection: u64,
+    /// Which request it is, from 1: the elements of a batch share it.
+    pub request: u64,
     pub id: String,
     pub method: String,
     pub path: String,
     /// Empty where the receiver is lean.
     pub headers: HeaderMap,
-    /// Empty where the receiver is lean.
+    /// Of a batch's element: its payload, as it stands in the array. Empty where the receiver is lean.
     pub body: Vec<u8>,
     /// SHA-256 of the body, in hex.
     pub hash: String,
@@ -168,6 +173,7 @@ struct State {
     accepted: AtomicU64,
     verifier: Option<Webhook>,
     lean: bool,
+    batches: bool,
 }
 
 /// See the module.
@@ -179,20 +185,26 @@ pub struct Receiver {
 impl Receiver {
     /// Accepts everything with 200, verifies signatures, keeps headers and bodies.
     pub fn start() -> Receiver {
-        Receiver::create(Some(SECRET), false)
+        Receiver::create(Some(SECRET), false, false)
+    }
+
+    /// The same for arrays of events: a receipt for each element, with the headers of its request. A script is asked for
+    /// each element, and the first answer that is no success is the batch's; `early` has no effect.
+    pub fn batches() -> Receiver {
+        Receiver::create(Some(SECRET), false, true)
     }
 
     /// For hundreds of thousands of requests: keeps ids and hashes only.
     pub fn lean() -> Receiver {
-        Receiver::create(Some(SECRET), true)
+        Receiver::create(Some(SECRET), true, false)
     }
 
     /// For requests that are not signed.
     pub fn unsigned() -> Receiver {
-        Receiver::create(None, false)
+        Receiver::create(None, false, false)
     }
 
-    fn create(secret: Option<&str>, lean: bool) -> Receiver {
+    fn create(secret: Option<&str>, lean: bool, batches: bool) -> Receiver {
         let state = Arc::new(State {
             log: Mutex::default(),
             script: Mutex::new(Arc::new(|_| ok())),
@@ -202,6 +214,7 @@ impl Receiver {
             accepted: AtomicU64::new(0),
             verifier: secret.map(|secret| Webhook::new(secret).expect("a secret")),
             lean,
+            batches,
         });
         let shared = state.clone();
         let listening = Listening::start(move |stream| {
@@ -373,19 +386,12 @@ fn serve(state: &State, connection: u64, stream: TcpStream) {
 
 /// Reads and answers one request; false when the connection is over.
 fn answer(state: &State, connection: u64, stream: &TcpStream, reader: &mut BufReader<&TcpStream>, head: Head) -> bool {
-    let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let id = header("webhook-id").to_owned();
-    let (attempt, number) = {
-        let mut log = state.log.lock().expect("the receiver's log");
-        log.requests += 1;
-        let number = log.requests;
-        let attempt = log.attempts.entry(id.clone()).or_default();
-        *attempt += 1;
-        (*attempt, number)
-    };
-    let script = state.script.lock().expect("the script").clone();
-    let answer =
-        script(&Request { method: &head.method, path: &head.path, headers: &head.headers, id: &id, attempt, number });
+    if state.batches {
+        return answer_batch(state, connection, stream, reader, head);
+    }
+    let id = header(&head, "webhook-id").to_owned();
+    let number = count_request(state);
+    let answer = ask_script(state, &head, &id, number);
 
     let mut early_tick = 0;
     match &answer {
@@ -398,43 +404,140 @@ fn answer(state: &State, connection: u64, stream: &TcpStream, reader: &mut BufRe
         }
         _ => {}
     }
-    let Some(body) = http1::read_body(reader, header("content-length"), header("transfer-encoding")) else {
-        return false;
+    let Some(body) = read_body(reader, &head) else { return false };
+    verify(state, &id, &body, &head);
+    record_and_respond(state, connection, stream, number, head, vec![(id, body)], &answer, early_tick)
+}
+
+/// One element of a batch, as far as it is looked at.
+#[derive(Deserialize)]
+struct Element<'a> {
+    id: String,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+/// The same for an array of events.
+fn answer_batch(
+    state: &State,
+    connection: u64,
+    stream: &TcpStream,
+    reader: &mut BufReader<&TcpStream>,
+    head: Head,
+) -> bool {
+    let number = count_request(state);
+    let Some(body) = read_body(reader, &head) else { return false };
+    let batch = header(&head, "webhook-id").to_owned();
+    verify(state, &batch, &body, &head);
+    let elements: Vec<Element<'_>> = match serde_json::from_slice(&body) {
+        Ok(elements) => elements,
+        Err(error) => {
+            let fault = format!("{batch} is no array of events: {error}");
+            state.log.lock().expect("the receiver's log").bad_signatures.push(fault);
+            return false;
+        }
     };
+    let mut answers: Vec<Answer> =
+        elements.iter().map(|element| ask_script(state, &head, &element.id, number)).collect();
+    let is_success = |answer: &Answer| matches!(answer, Answer::Reply(reply) if (200..300).contains(&reply.status));
+    let chosen = answers.iter().position(|answer| !is_success(answer)).unwrap_or(0);
+    let mut answer = if answers.is_empty() { ok() } else { answers.swap_remove(chosen) };
+    if let Answer::Reply(reply) = &mut answer {
+        reply.early = false;
+    }
+    let parts =
+        elements.into_iter().map(|element| (element.id, element.payload.get().as_bytes().to_vec())).collect::<Vec<_>>();
+    record_and_respond(state, connection, stream, number, head, parts, &answer, 0)
+}
+
+fn header<'a>(head: &'a Head, name: &str) -> &'a str {
+    head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn read_body(reader: &mut BufReader<&TcpStream>, head: &Head) -> Option<Vec<u8>> {
+    http1::read_body(reader, header(head, "content-length"), header(head, "transfer-encoding"))
+}
+
+/// Which request it is.
+fn count_request(state: &State) -> u64 {
+    let mut log = state.log.lock().expect("the receiver's log");
+    log.requests += 1;
+    log.requests
+}
+
+fn ask_script(state: &State, head: &Head, id: &str, number: u64) -> Answer {
+    let attempt = {
+        let mut log = state.log.lock().expect("the receiver's log");
+        let attempt = log.attempts.entry(id.to_owned()).or_default();
+        *attempt += 1;
+        *attempt
+    };
+    let script = state.script.lock().expect("the script").clone();
+    script(&Request { method: &head.method, path: &head.path, headers: &head.headers, id, attempt, number })
+}
+
+fn verify(state: &State, id: &str, body: &[u8], head: &Head) {
     if let Some(verifier) = &state.verifier
-        && let Err(error) = verifier.verify(&body, &head.headers)
+        && let Err(error) = verifier.verify(body, &head.headers)
     {
         state.log.lock().expect("the receiver's log").bad_signatures.push(format!("{id}: {error}"));
     }
-    let hash = hex(&Sha256::digest(&body));
-    let index = {
+}
+
+/// `parts`: ids and bodies.
+#[allow(clippy::too_many_arguments, reason = "all that is known of a request")]
+fn record_and_respond(
+    state: &State,
+    connection: u64,
+    stream: &TcpStream,
+    request: u64,
+    head: Head,
+    parts: Vec<(String, Vec<u8>)>,
+    answer: &Answer,
+    early_tick: Tick,
+) -> bool {
+    let Head { method, path, headers } = head;
+    let ids: Vec<String> = parts.iter().map(|(id, _)| id.clone()).collect();
+    let hashes: Vec<String> = parts.iter().map(|(_, body)| hash_of(body)).collect();
+    let indexes = {
         let mut log = state.log.lock().expect("the receiver's log");
-        let Head { method, path, headers } = head;
-        let (headers, body) = if state.lean { (HeaderMap::new(), Vec::new()) } else { (headers, body) };
-        let (tick, at) = (clock::tick(), clock::now());
-        log.received.insert(id.clone());
-        log.receipts.push(Receipt {
-            tick,
-            at,
-            connection,
-            id: id.clone(),
-            method,
-            path,
-            headers,
-            body,
-            hash,
-            answered: None,
-        });
+        let (tick, at, first) = (clock::tick(), clock::now(), log.receipts.len());
+        for ((id, body), hash) in parts.into_iter().zip(hashes) {
+            let (headers, body) = if state.lean { (HeaderMap::new(), Vec::new()) } else { (headers.clone(), body) };
+            log.received.insert(id.clone());
+            let (method, path) = (method.clone(), path.clone());
+            let answered = None;
+            log.receipts.push(Receipt {
+                tick,
+                at,
+                connection,
+                request,
+                id,
+                method,
+                path,
+                headers,
+                body,
+                hash,
+                answered,
+            });
+        }
         log.in_flight += 1;
-        log.receipts.len() - 1
+        first..log.receipts.len()
     };
-    let goes_on = respond(state, stream, &answer, &id, index, early_tick);
+    let goes_on = respond(state, stream, answer, &ids, indexes, early_tick);
     state.log.lock().expect("the receiver's log").in_flight -= 1;
     goes_on
 }
 
-fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: usize, early_tick: Tick) -> bool {
-    let waited = pass_gate(state, stream, id);
+fn respond(
+    state: &State,
+    stream: &TcpStream,
+    answer: &Answer,
+    ids: &[String],
+    indexes: Range<usize>,
+    early_tick: Tick,
+) -> bool {
+    let waited = pass_gate(state, stream, ids);
     let Some(waited) = waited else { return false };
     match answer {
         Answer::Reply(reply) => {
@@ -451,9 +554,13 @@ fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: 
                 return false;
             }
             let mut log = state.log.lock().expect("the receiver's log");
-            log.receipts[index].answered = Some((tick, reply.status));
+            for receipt in &mut log.receipts[indexes] {
+                receipt.answered = Some((tick, reply.status));
+            }
             if (200..300).contains(&reply.status) {
-                log.settled.entry(id.to_owned()).or_insert(tick);
+                for id in ids {
+                    log.settled.entry(id.clone()).or_insert(tick);
+                }
             }
             !reply.close
         }
@@ -475,10 +582,10 @@ fn respond(state: &State, stream: &TcpStream, answer: &Answer, id: &str, index: 
 }
 
 /// Waits while the gate is shut; whether it had to wait. `None` when the receiver closes, or nobody waits any more.
-fn pass_gate(state: &State, stream: &TcpStream, id: &str) -> Option<bool> {
+fn pass_gate(state: &State, stream: &TcpStream, ids: &[String]) -> Option<bool> {
     let mut gate = state.gate.lock().expect("the gate");
     let waited = gate.held;
-    while gate.held && !gate.released.contains(id) && !gate.closing {
+    while gate.held && !gate.closing && !ids.iter().all(|id| gate.released.contains(id)) {
         gate = state.opened.wait_timeout(gate, Duration::from_millis(50)).expect("the gate").0;
         if is_gone(stream) {
             return None;

@@ -313,6 +313,28 @@ fn the_receiver_holds_answers_and_knows_who_has_gone() {
 }
 
 #[test]
+fn the_receiver_takes_batches_apart() {
+    let receiver = Receiver::batches();
+    receiver.script(|request| if request.id == "bad" && request.attempt < 3 { reply(422).into() } else { ok() });
+    let mut stream = connect(receiver.port());
+    let batch = r#"[{"id":"a","payload":{"n": 1.0}},{"id":"bad","payload":null},{"id":"b","payload":"x"}]"#;
+    assert_eq!(post(&mut stream, "batch_1", batch), Some(422));
+    assert_eq!(receiver.settled_count(), 0, "refused whole");
+    assert_eq!(post(&mut stream, "batch_2", r#"[{"id":"a","payload":{"n": 1.0}}]"#), Some(200));
+    assert_eq!(post(&mut stream, "batch_3", r#"[{"id":"bad","payload":7}]"#), Some(422));
+    assert_eq!(post(&mut stream, "batch_4", r#"[{"id":"bad","payload":7},{"id":"b","payload":7}]"#), Some(200));
+    eventually(DEADLINE, "all are settled", || receiver.settled_count() == 3);
+    assert_eq!(receiver.ids(), ["a", "bad", "b", "a", "bad", "bad", "b"]);
+    let receipts = receiver.receipts();
+    assert_eq!(receipts.iter().map(|receipt| receipt.request).collect::<Vec<_>>(), [1, 1, 1, 2, 3, 4, 4]);
+    assert_eq!((receipts[0].text(), receipts[0].header("webhook-id")), (r#"{"n": 1.0}"#, Some("batch_1")));
+    assert_eq!(receipts[0].hash, hash_of(r#"{"n": 1.0}"#));
+    assert_eq!(receiver.bad_signatures().len(), 4, "of requests, not of elements");
+    assert_eq!(post(&mut stream, "batch_5", "{}"), None);
+    assert_eq!(receiver.bad_signatures().len(), 6, "{:?}", receiver.bad_signatures());
+}
+
+#[test]
 fn the_receiver_verifies_signatures() {
     let receiver = Receiver::start();
     assert_eq!(post(&mut connect(receiver.port()), "unsigned", "{}"), Some(200));
