@@ -11,7 +11,7 @@ use crate::support::database::Database;
 use crate::support::oracle;
 use crate::support::postgres::Postgres;
 use crate::support::receiver::{Receipt, Receiver, SECRET, ok, reply};
-use crate::support::wait::watch_for;
+use crate::support::wait::{DEADLINE, watch_for, within};
 use crate::support::walgate::{Setup, Walgate};
 
 /// The inside of `delivery: { }`.
@@ -311,4 +311,106 @@ fn x9_no_id_moves_the_boundaries_of_what_is_signed() {
         assert!(verifier.verify(&genuine.body, &headers).is_err(), "{name}");
     }
     assert!(verifier.verify(b"{\"paid\": true}", &genuine.headers).is_err());
+}
+
+#[test]
+fn connections_are_kept_and_are_no_more_than_the_requests_at_once() {
+    let rig = Rig::new();
+    let mut walgate = Walgate::run(&rig.source().sink(&hook(&rig.receiver, "", QUICK)).route("**", "hook"));
+    for part in 0..4 {
+        insert(&rig, part * 500, (part + 1) * 500, 500);
+        rig.wait_settled(&mut walgate, (part + 1) * 500);
+    }
+    let last = rig.insert("last");
+    rig.wait_confirmed(&mut walgate, &last);
+    assert_eq!(rig.receiver.requests(), 2001);
+    assert!(rig.receiver.accepted() <= 16, "{} connections for 2001 requests", rig.receiver.accepted());
+    rig.assert_all();
+}
+
+#[test]
+fn x5_a_proxy_in_the_environment_is_not_used() {
+    let (rig, canary) = (Rig::new(), Receiver::unsigned());
+    let mut setup = rig.source().sink(&hook(&rig.receiver, "", QUICK)).route("**", "hook");
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        setup = setup.env(name, &format!("http://127.0.0.1:{}", canary.port()));
+    }
+    let mut walgate = Walgate::run(&setup);
+    let id = rig.insert("k");
+    rig.wait_confirmed(&mut walgate, &id);
+    Walgate::command(&setup, &["check", "--connect", "--config", "{config}"]).expect(0, &["hook"]);
+    assert_eq!(canary.accepted(), 0);
+}
+
+#[test]
+fn x6_nothing_in_a_row_gets_out_of_its_place_in_the_request() {
+    let rig = Rig::new();
+    let setup = rig
+        .source()
+        .sink(&hook(&rig.receiver, "", &format!("{QUICK}, on_reject: skip")))
+        .route("**", "{ sink: hook, path: \"/of/{key}?tenant={header.tenant}\" }");
+    let mut walgate = Walgate::run(&setup);
+    let hostile = [
+        "plain",
+        "a/b?c=d#e",
+        "x HTTP/1.1\r\nhost: evil\r\n\r\nGET /stolen HTTP/1.1\r\n\r\n",
+        "line\nbreak\ttab\u{1}\u{7f}",
+        "percent%0d%0aX-Canary: 1",
+        "& =+;,:@",
+        "é\u{202e}\u{1f600}",
+        "//evil.example/",
+        "user:pw@evil.example",
+        "\\evil",
+    ];
+    for text in hostile {
+        // E'\\UXXXXXXXX' stands for any character.
+        let sql: String = text.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect();
+        rig.database.sql(&format!(
+            "INSERT INTO outbox_events (event_type, aggregate_id, payload, headers) \
+             VALUES ('order.created', E'{sql}', '{{}}', jsonb_build_object('tenant', E'{sql}', E'X-{sql}', E'{sql}'))"
+        ));
+    }
+    let last = rig.database.value(
+        "INSERT INTO outbox_events (event_type, aggregate_id, payload, headers) \
+         VALUES ('order.created', 'last', '{}', '{\"tenant\": \"last\"}') RETURNING id",
+    );
+    rig.wait_confirmed(&mut walgate, &last);
+    let receipts = rig.receiver.receipts();
+    assert_eq!(rig.receiver.requests(), hostile.len() as u64 + 1, "a request for each event, and no other");
+    let mut keys = Vec::new();
+    for receipt in receipts.iter().filter(|receipt| receipt.id != last) {
+        let key = decoded(receipt.header("walgate-key").expect("the key"));
+        let path = receipt.path.strip_prefix("/hook/of/").unwrap_or_else(|| panic!("{}", receipt.path));
+        let (segment, tenant) = path.split_once("?tenant=").expect("a query");
+        assert!(!segment.contains('/') && !tenant.contains(['&', '#']), "{path}");
+        assert_eq!([decoded(segment), decoded(tenant)], [key.clone(), key.clone()]);
+        assert_eq!(decoded(receipt.header("walgate-header-tenant").expect("the header")), key);
+        for name in receipt.headers.keys() {
+            let known = ["host", "content-type", "content-length", "user-agent", "accept"].contains(&name.as_str());
+            assert!(known || name.as_str().starts_with("walgate-") || name.as_str().starts_with("webhook-"), "{name}");
+        }
+        keys.push(key);
+    }
+    keys.sort();
+    let mut expected: Vec<&str> = hostile.to_vec();
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+    assert_eq!(rig.receiver.bad_signatures(), Vec::<String>::new());
+}
+
+#[test]
+fn w2_an_endpoint_that_is_gone_is_held_and_found_again_when_it_is_mended() {
+    let rig = Rig::new();
+    let mut walgate = Walgate::run(&rig.source().sink(&hook(&rig.receiver, "", QUICK)).route("**", "hook"));
+    rig.receiver.script(|_| reply(410).into());
+    let id = rig.insert("k");
+    let line = walgate.wait_log(&["sink down", "410"]);
+    assert!(line.contains("gone for good"), "{line}");
+    let red = || walgate.metric("walgate_sink_up", &["sink=\"hook\""]) == Some(0.0);
+    assert!(within(DEADLINE, red), "it is red");
+    watch_for(Duration::from_millis(500));
+    rig.assert_not_passed(&id);
+    rig.receiver.accept_all();
+    rig.wait_confirmed(&mut walgate, &id);
+    rig.assert_all();
 }
