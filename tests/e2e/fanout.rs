@@ -154,7 +154,7 @@ fn g1_nats_that_is_down_at_the_start_lets_the_webhook_go_on_until_the_window_is_
     wait_for_statuses(&both, &mut walgate, 3);
     {
         let log = both.witness.log();
-        assert!(log.flush() <= log.commits[0].commit_lsn, "nothing is confirmed");
+        assert!(log.flush() <= log.rows[0].commit_lsn, "nothing is confirmed");
     }
     assert_watched(&both, &walgate);
     both.server.start_again();

@@ -215,7 +215,7 @@ fn i8_one_sick_sink_does_not_stop_another() {
     rig.assert_not_passed(&last);
     {
         let log = rig.witness.log();
-        assert!(log.flush() <= log.commits[0].commit_lsn, "nothing is confirmed");
+        assert!(log.flush() <= log.rows[0].commit_lsn, "nothing is confirmed");
     }
 
     sick.accept_all();
