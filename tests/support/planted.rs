@@ -161,6 +161,8 @@ fn faults_of(mistake: Mistake) -> Vec<String> {
     witness.commit_end("e10");
     insert(11, 11);
     run(mistake, &mut client, &witness, &receiver, "e11");
+    // An answer is noted once it is written, a moment after the gateway has read it; e2 and e5 may have none at all.
+    eventually(DEADLINE, "the last answer is noted", || receiver.in_flight() == 0 && receiver.settled("e11").is_some());
     let committed = oracle::outbox(&database, &witness.log());
     let verdict = oracle::reconcile(&committed, &receiver.receipts());
     let settled = receiver.all_settled();

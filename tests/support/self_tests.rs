@@ -395,6 +395,8 @@ fn the_oracle_finds_what_is_missing_phantom_altered_and_out_of_order() {
     for (id, body) in [("e1", "1"), ("e2", "2"), ("e1", "1"), ("e2", "2"), ("e3", "3"), ("e4", "4")] {
         post(&mut stream, id, body);
     }
+    // An answer is noted once it is written: a moment after it is read here.
+    eventually(DEADLINE, "the last answer is noted", || receiver.settled("e4").is_some());
     let verdict = oracle::reconcile(&committed, &receiver.receipts());
     assert!(verdict.is_clean() && verdict.duplicates == 2, "{verdict}");
     assert!(!oracle::reconcile(&committed, &receiver.receipts()[..5]).is_clean(), "one is missing");
@@ -404,6 +406,7 @@ fn the_oracle_finds_what_is_missing_phantom_altered_and_out_of_order() {
     for (id, body) in [("e1", "1"), ("e3", "3"), ("e2", "changed"), ("e9", "9")] {
         post(&mut stream, id, body);
     }
+    eventually(DEADLINE, "the last answer is noted", || receiver.settled("e9").is_some());
     let verdict = oracle::reconcile(&committed, &receiver.receipts());
     assert_eq!(verdict.missing, ["e4"]);
     let found = (verdict.phantoms.len(), verdict.altered.len(), verdict.skips.len(), verdict.duplicates);
