@@ -26,8 +26,8 @@ pub struct TargetField {
 pub enum Escape {
     /// As they are; the sink checks the rendered name against its own grammar.
     None,
-    /// As a segment of a URL's path: everything but unreserved characters percent-encoded, `/` too, and a value
-    /// of `.` or `..` as well.
+    /// As a segment of a URL's path: everything but unreserved characters percent-encoded, `/` too. (The sink
+    /// refuses a segment that comes to `.` or `..`: encoded or not, servers take it for a step.)
     UrlPath,
 }
 
