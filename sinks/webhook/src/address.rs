@@ -60,10 +60,12 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const SPECIAL: &str = "\
+    /// Addresses that are not for everybody: the ends of every range, what clouds and containers use, and each way to
+    /// write one address inside another.
+    pub(crate) const SPECIAL: &str = "\
         0.0.0.0 0.0.0.1 0.255.255.255 10.0.0.0 10.0.0.1 10.255.255.255 100.64.0.0 100.64.0.1 100.100.100.200 \
         100.127.255.255 127.0.0.0 127.0.0.1 127.1.1.1 127.255.255.254 127.255.255.255 168.63.129.16 \
         169.254.0.0 169.254.0.1 169.254.169.253 169.254.169.254 169.254.170.2 169.254.255.255 172.16.0.0 \

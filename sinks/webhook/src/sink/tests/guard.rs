@@ -66,6 +66,71 @@ async fn x4_a_name_that_turns_inward_is_not_followed() {
 }
 
 #[tokio::test]
+async fn x3_no_special_address_is_connected_to_for_an_event() {
+    // On every address of this machine, so that nothing reaches it unseen.
+    let canary = Server::listen("[::]:0", [status("200 OK")], None).await;
+    let port = canary.addr.port();
+    let direct = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+    direct.expect("the canary is reached where nothing guards it");
+    while canary.connections() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let vectors: Vec<&'static str> = crate::address::tests::SPECIAL.split_whitespace().collect();
+    assert!(vectors.len() >= 120, "{}", vectors.len());
+    let answers: Vec<[&'static str; 1]> = vectors.iter().map(|address| [*address]).collect();
+    let answers: Vec<&[&'static str]> = answers.iter().map(<[_; 1]>::as_slice).collect();
+    let sink = guarded(port, &[], &answers);
+    for address in vectors {
+        let refused = failure(deliver_to(&sink, "1", Some("/a")).await);
+        assert_eq!(refused.kind, FailureKind::Fatal, "{address}: {refused}");
+        assert!(refused.message.contains("host partner.test has the address"), "{address}: {refused}");
+    }
+    assert_eq!(canary.connections(), 1, "the test's own");
+}
+
+#[tokio::test]
+async fn x3_no_path_changes_where_a_request_goes() {
+    let (server, canary) = pair().await;
+    let port = server.addr.port();
+    let sink = guarded(port, &["127.0.0.2"], &[&["127.0.0.2"]]);
+    let mut sent = 0;
+    for path in [
+        "//127.0.0.1:PORT/",
+        "///127.0.0.1:PORT/",
+        "/\\127.0.0.1:PORT/",
+        "\\\\127.0.0.1:PORT/",
+        "@127.0.0.1:PORT/",
+        "/@127.0.0.1:PORT/",
+        ":PORT@127.0.0.1:PORT/",
+        ".127.0.0.1.nip.test/",
+        "http://127.0.0.1:PORT/",
+        "/http://127.0.0.1:PORT/",
+        "?url=http://127.0.0.1:PORT/",
+        "?@127.0.0.1:PORT/",
+        "#@127.0.0.1:PORT/",
+        "/#@127.0.0.1:PORT/",
+        "/../../127.0.0.1:PORT/",
+        "/%2e%2e/127.0.0.1:PORT/",
+        "/%00@127.0.0.1:PORT/",
+        "/ HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n",
+        "/\t@127.0.0.1:PORT/",
+        "/\u{ff0f}127.0.0.1:PORT/",
+        "",
+    ] {
+        let path = path.replace("PORT", &port.to_string());
+        match deliver_to(&sink, "1", Some(&path)).await {
+            Outcome::Rejected(rejection) => assert_eq!(rejection.reason, RejectReason::InvalidTarget, "{path:?}"),
+            outcome => {
+                assert_eq!(outcome, ACKNOWLEDGED, "{path:?}");
+                sent += 1;
+            }
+        }
+    }
+    assert!(sent > 0 && server.connections() >= sent, "{sent} sent");
+    assert_eq!(canary.connections(), 0);
+}
+
+#[tokio::test]
 async fn an_address_in_the_url_is_meant() {
     let mut server = Server::start([status("200 OK")]).await;
     assert_eq!(deliver_to(&sink(&server.url()), "1", Some("/a")).await, ACKNOWLEDGED);
