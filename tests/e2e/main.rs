@@ -18,6 +18,7 @@ mod demo;
 mod disturbances;
 #[cfg(feature = "nats")]
 mod fanout;
+mod impostors;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod database;
 pub mod http1;
 pub mod http_get;
+pub mod impostor;
 pub mod listen;
 pub mod lsn;
 #[cfg(feature = "nats")]
