@@ -12,22 +12,27 @@ use crate::support::processes;
 use crate::support::wait;
 use crate::support::walgate::{Setup, Walgate};
 
-/// Builds the program as its users do: on its own, with the features that it asks for.
+/// Builds a package as its users do: on its own, with the features that it asks for. The folder of its programs.
+pub fn build(package: &str) -> PathBuf {
+    let walgate = Path::new(env!("CARGO_BIN_EXE_walgate"));
+    let target = walgate.parent().and_then(Path::parent).expect("the target folder");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Cargo describes the package under test in the environment, and some build scripts run again when that changes.
+    for (name, _) in std::env::vars_os() {
+        let described = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        if name.to_str().is_some_and(|name| described.iter().any(|start| name.starts_with(start))) {
+            command.env_remove(name);
+        }
+    }
+    let command = command.args(["build", "--quiet", "--locked", "-p", package, "--target-dir"]).arg(target);
+    let built = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    target.join("debug")
+}
+
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let walgate = Path::new(env!("CARGO_BIN_EXE_walgate"));
-        let target = walgate.parent().and_then(Path::parent).expect("the target folder");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--quiet", "--locked", "-p", "walgate-example-custom-sink", "--target-dir"])
-            .arg(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .expect("cargo");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        target.join("debug/walgate-example-custom-sink")
-    })
+    PROGRAM.get_or_init(|| build("walgate-example-custom-sink").join("walgate-example-custom-sink"))
 }
 
 fn setup(rig: &Rig, folder: &Path) -> Setup {

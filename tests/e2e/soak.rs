@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::both::Both;
+use crate::support::clock::{self, Tick};
 use crate::support::oracle;
 use crate::support::postgres::{Options, Postgres};
 use crate::support::receiver::reply;
@@ -45,11 +46,25 @@ struct Soak<'a> {
     file: std::path::PathBuf,
     random: fastrand::Rng,
     counts: [usize; FAULTS.len()],
+    /// When PostgreSQL was last ended without time to save anything.
+    crashed: Option<Tick>,
 }
 
 impl Soak<'_> {
     fn run(&self) -> Walgate {
         Walgate::run_file(self.setup, &self.file)
+    }
+
+    /// A PostgreSQL that crashes forgets the slot's newest position. walgate tells it again, but for a walgate that is
+    /// terminated before it has a connection again: only then may the next one begin lower.
+    fn note_end(&self) {
+        let (said, confirmed) = (self.both.witness.flush(), self.both.database.confirmed_when_released());
+        if confirmed < said {
+            let last = self.both.witness.log().statuses.last().map_or(0, |status| status.tick);
+            let told = self.crashed.is_none_or(|crash| last > crash);
+            assert!(!told, "the slot is at {confirmed}, though {said} was confirmed since PostgreSQL's last crash");
+        }
+        self.both.witness.note_kill(confirmed);
     }
 
     fn for_a_while(&mut self) {
@@ -70,6 +85,7 @@ impl Soak<'_> {
                 walgate.terminate();
                 let ended = walgate.wait_for_end(DEADLINE);
                 assert_eq!(ended.code, Some(0), "{}", ended.output());
+                self.note_end();
                 return self.run();
             }
             "walgate: STOP and CONT" => {
@@ -94,10 +110,12 @@ impl Soak<'_> {
             }
             "postgres: KILL" => {
                 server.kill9();
+                self.crashed = Some(clock::tick());
                 server.start_again();
             }
             "postgres: immediate shutdown" => {
                 server.stop_immediate();
+                self.crashed = Some(clock::tick());
                 server.start_again();
             }
             "postgres: fast shutdown" => {
@@ -155,7 +173,8 @@ fn soak_faults_at_random_lose_nothing_on_either_sink() {
     let both = Both::on(&Postgres::start(Options::default()));
     let setup = both.setup("2s");
     let random = fastrand::Rng::with_seed(seed);
-    let mut soak = Soak { both: &both, setup: &setup, file: setup.write(), random, counts: [0; FAULTS.len()] };
+    let mut soak =
+        Soak { both: &both, setup: &setup, file: setup.write(), random, counts: [0; FAULTS.len()], crashed: None };
     let mut first = soak.run();
     first.eventually("it runs", || both.database.is_streaming());
     let stop = AtomicBool::new(false);
