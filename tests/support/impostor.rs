@@ -32,14 +32,8 @@ pub enum Fault {
 }
 
 /// All but the control.
-pub const FAULTS: [Fault; 6] = [
-    Fault::UnknownCa,
-    Fault::SelfSigned,
-    Fault::Expired,
-    Fault::NotYetValid,
-    Fault::OtherHost,
-    Fault::ClientsOnly,
-];
+pub const FAULTS: [Fault; 6] =
+    [Fault::UnknownCa, Fault::SelfSigned, Fault::Expired, Fault::NotYetValid, Fault::OtherHost, Fault::ClientsOnly];
 
 /// The CA that a configuration trusts, as a file.
 pub struct Trusted {
