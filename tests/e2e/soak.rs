@@ -165,6 +165,15 @@ impl Soak<'_> {
     }
 }
 
+/// Ends the writers when it is dropped.
+struct Writers<'a>(&'a AtomicBool);
+
+impl Drop for Writers<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 #[ignore = "ten minutes: make soak"]
 fn soak_faults_at_random_lose_nothing_on_either_sink() {
@@ -197,6 +206,8 @@ fn soak_faults_at_random_lose_nothing_on_either_sink() {
                 });
             });
         }
+        // Also when this panics: the scope waits for the writers.
+        let writers = Writers(&stop);
         let begin = Instant::now();
         while begin.elapsed() < time {
             let before = both.settled();
@@ -204,7 +215,7 @@ fn soak_faults_at_random_lose_nothing_on_either_sink() {
             peak = peak.max(walgate.peak_memory_kib());
             walgate = soak.fault(walgate);
         }
-        stop.store(true, Ordering::SeqCst);
+        drop(writers);
         walgate
     });
     both.mend();
