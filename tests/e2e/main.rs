@@ -16,6 +16,8 @@ mod custom_sink;
 #[cfg(feature = "demo")]
 mod demo;
 mod disturbances;
+#[cfg(feature = "webhook")]
+mod envelopes;
 #[cfg(feature = "nats")]
 mod fanout;
 #[cfg(feature = "nats")]

@@ -43,6 +43,14 @@ impl CloudEvents {
         }
     }
 
+    /// Whether the event can be a CloudEvent at all.
+    ///
+    /// # Errors
+    /// As [`super::Envelope::wrap`].
+    pub fn check(&self, event: &Event) -> Result<(), Rejection> {
+        self.attributes(event).map(|_| ())
+    }
+
     /// Appends the event in the JSON format: also an element of a batch. Nothing is appended where it is rejected.
     ///
     /// # Errors

@@ -77,6 +77,21 @@ impl Envelope {
         }
     }
 
+    /// Whether a header of this name, given in the configuration for every message, would meet one that the envelope
+    /// sets. `prefix` is that of the protocol's CloudEvents binding; names are compared without their case.
+    #[must_use]
+    pub fn reserves(&self, header: &str, prefix: &str) -> bool {
+        let is = |name: &str| header.eq_ignore_ascii_case(name);
+        match self {
+            Envelope::Raw => false,
+            Envelope::CloudEvents(settings) => {
+                header.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+                    || (is("content-type") && settings.mode == Some(ContentMode::Structured))
+            }
+            Envelope::Debezium => ["id", "eventType", super::DEBEZIUM_KEY].into_iter().any(is),
+        }
+    }
+
     /// The same envelope with a content mode, where it is one of CloudEvents and the configuration gives none: for
     /// protocols that have no place for attributes.
     #[must_use]

@@ -228,6 +228,17 @@ fn settings_are_a_name_or_a_mapping() {
         assert_eq!(Envelope::CloudEvents(settings).issues(), [], "{source}");
     }
     assert_eq!(default.clone().or_mode(ContentMode::Structured).content_mode(), Some(ContentMode::Structured));
+    for (envelope, name, reserved) in [
+        (Envelope::Raw, "ce-id", false),
+        (cloudevents(ContentMode::Binary), "CE-Id", true),
+        (cloudevents(ContentMode::Binary), "content-type", false),
+        (cloudevents(ContentMode::Structured), "Content-Type", true),
+        (cloudevents(ContentMode::Structured), "x", false),
+        (Envelope::Debezium, "eventtype", true),
+        (Envelope::Debezium, "ce-id", false),
+    ] {
+        assert_eq!(envelope.reserves(name, "ce-"), reserved, "{name}");
+    }
     let binary = cloudevents(ContentMode::Binary).or_mode(ContentMode::Structured);
     assert_eq!(binary.content_mode(), Some(ContentMode::Binary));
 }
