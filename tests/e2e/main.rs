@@ -17,6 +17,8 @@ mod custom_sink;
 #[cfg(feature = "demo")]
 mod demo;
 mod disturbances;
+#[cfg(feature = "webhook")]
+mod envelopes;
 #[cfg(feature = "nats")]
 mod fanout;
 mod impostors;

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr as _};
 
 use async_nats::{ConnectOptions, ServerAddr};
 use serde::Deserialize;
-use walgate_sink::{ConfigIssue, PathSegment, Secret};
+use walgate_sink::{ConfigIssue, Envelope, PathSegment, Secret};
 
-use crate::{headers, subject};
+use crate::{headers, message, subject};
 
 /// What stands under `nats:`.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +32,9 @@ pub struct NatsConfig {
     /// Headers of every message.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
+    /// How an event is put into a message.
+    #[serde(default)]
+    pub envelope: Envelope,
     /// What becomes of an event to whose subject no stream listens.
     #[serde(default)]
     pub no_stream: NoStream,
@@ -109,8 +112,13 @@ impl NatsConfig {
         }
         self.check_credentials(&mut issues);
         self.check_tls(&mut issues);
+        issues.extend(self.envelope.issues());
         for (name, value) in &self.headers {
-            if let Err(message) = headers::check_static(name, value.expose()) {
+            let mut checked = headers::check_static(name, value.expose());
+            if self.envelope.reserves(name, message::CLOUDEVENTS) {
+                checked = Err("it is one of those that `envelope` sets");
+            }
+            if let Err(message) = checked {
                 let path = ["headers", name].map(|key| PathSegment::Key(key.to_owned())).into();
                 issues.push(ConfigIssue { path, message: message.to_owned() });
             }

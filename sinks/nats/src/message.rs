@@ -3,7 +3,10 @@
 use std::fmt;
 
 use async_nats::{HeaderMap, HeaderName, Subject};
-use walgate_sink::{ByteString, Bytes, Delivery, Event, RejectReason, Rejection, Secret};
+use walgate_sink::{
+    ByteString, Bytes, Delivery, Envelope, Enveloped, Event, RejectReason, Rejection, Secret,
+    envelope::{DEBEZIUM_KEY, percent_encoded, trace_context},
+};
 
 use crate::{
     headers::{self, Headers},
@@ -22,6 +25,9 @@ static POSITION: HeaderName = HeaderName::from_static("walgate-position");
 static COMMITTED_AT: HeaderName = HeaderName::from_static("walgate-committed-at");
 static CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
 
+/// What the names of a CloudEvent's attributes begin with.
+pub(crate) const CLOUDEVENTS: &str = "ce-";
+
 /// Makes messages out of deliveries. What is the same in all of them is made once.
 pub(crate) struct Messages {
     headers: Vec<(String, Secret)>,
@@ -29,6 +35,7 @@ pub(crate) struct Messages {
     typed: bool,
     /// The configured subject, where it is the same for every event.
     fixed: Option<String>,
+    envelope: Envelope,
 }
 
 /// A message, and what its server has to be asked before it is sent.
@@ -48,10 +55,10 @@ impl fmt::Debug for Messages {
 
 impl Messages {
     /// `subject` is the configuration's own template.
-    pub(crate) fn new(headers: Vec<(String, Secret)>, subject: Option<&str>) -> Self {
+    pub(crate) fn new(headers: Vec<(String, Secret)>, subject: Option<&str>, envelope: Envelope) -> Self {
         let typed = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
         let fixed = subject.filter(|subject| !subject::is_template(subject)).map(str::to_owned);
-        Messages { headers, typed, fixed }
+        Messages { headers, typed, fixed, envelope }
     }
 
     /// The message of a delivery.
@@ -66,10 +73,16 @@ impl Messages {
         if event.id.is_empty() || delivery.dedup_id.is_empty() {
             return Err(invalid("the event's id is empty, and the server deduplicates by it"));
         }
-        let headers = self.headers_of(event, &delivery.dedup_id)?;
+        let (headers, payload) = match &self.envelope {
+            Envelope::Raw => (self.headers_of(event, &delivery.dedup_id)?, event.payload.clone()),
+            envelope => {
+                let enveloped = envelope.wrap(event)?;
+                (self.enveloped(&enveloped, event, &delivery.dedup_id)?, enveloped.body)
+            }
+        };
         Ok(Message {
             subject: shared(subject)?,
-            payload: event.payload.clone().unwrap_or_default(),
+            payload: payload.unwrap_or_default(),
             header_block: headers.len(),
             headers: headers.into_map(),
         })
@@ -108,7 +121,33 @@ impl Messages {
                 None => fits &= headers.add(&headers::forwarded_name(name), &headers::field(value)),
             }
         }
-        if fits { Ok(headers) } else { Err(invalid("a field of the event does not fit into a header")) }
+        if fits { Ok(headers) } else { Err(unfit()) }
+    }
+
+    /// The headers of another envelope than `raw`, whose headers are made without a list of them.
+    fn enveloped(&self, enveloped: &Enveloped, event: &Event, dedup_id: &str) -> Result<Headers, Rejection> {
+        let mut headers = Headers::new();
+        let mut fits = headers.set(&MSG_ID, &headers::field(dedup_id));
+        if let Some(content_type) = enveloped.content_type.filter(|_| !self.typed) {
+            fits &= headers.set(&CONTENT_TYPE, content_type);
+        }
+        for (name, value) in &self.headers {
+            fits &= headers.add(name, value.expose());
+        }
+        for (name, value) in trace_context(event) {
+            fits &= headers.add(name, &headers::foreign(value));
+        }
+        for (name, value) in enveloped.named(CLOUDEVENTS).filter(|(name, _)| !TRACE.contains(&&**name)) {
+            let is_cloudevent = matches!(self.envelope, Envelope::CloudEvents(_));
+            fits &= headers.add(&name, &if is_cloudevent { percent_encoded(value) } else { headers::field(value) });
+        }
+        if let Some(key) = event.key.as_ref().filter(|_| self.envelope == Envelope::Debezium) {
+            fits &= headers.add(DEBEZIUM_KEY, &headers::field(key));
+        }
+        for (name, value) in &enveloped.headers {
+            fits &= headers.add(&headers::forwarded_name(name), &headers::field(value));
+        }
+        if fits { Ok(headers) } else { Err(unfit()) }
     }
 }
 
@@ -131,6 +170,10 @@ impl Message {
 /// The same bytes as the library's type.
 fn shared(subject: ByteString) -> Result<Subject, Rejection> {
     Subject::from_utf8(subject.into_bytes()).map_err(|_| invalid("the subject is not UTF-8"))
+}
+
+fn unfit() -> Rejection {
+    invalid("a field of the event does not fit into a header")
 }
 
 fn invalid(message: &str) -> Rejection {
@@ -178,7 +221,7 @@ mod tests {
 
     #[test]
     fn headers_carry_what_is_not_the_payload() {
-        let messages = Messages::new(vec![("x-region".into(), Secret::new("eu"))], Some("orders"));
+        let messages = Messages::new(vec![("x-region".into(), Secret::new("eu"))], Some("orders"), Envelope::Raw);
         let lines = lines(messages.headers_of(&event(), "e1-0123").unwrap());
         assert_eq!(
             lines,
@@ -201,10 +244,10 @@ mod tests {
     #[test]
     fn a_null_payload_has_no_type_and_configured_types_stay() {
         let mut event = Event::new("e1", "t");
-        let plain = Messages::new(Vec::new(), None);
+        let plain = Messages::new(Vec::new(), None, Envelope::Raw);
         assert!(!lines(plain.headers_of(&event, "e1").unwrap()).iter().any(|line| line.starts_with("content-type")));
         event.payload = Some(Bytes::new());
-        let typed = Messages::new(vec![("Content-Type".into(), Secret::new("x/y"))], None);
+        let typed = Messages::new(vec![("Content-Type".into(), Secret::new("x/y"))], None, Envelope::Raw);
         let lines = lines(typed.headers_of(&event, "e1").unwrap());
         assert!(lines.contains(&"Content-Type: x/y".to_owned()));
         assert!(!lines.iter().any(|line| line.starts_with("content-type")));
@@ -212,7 +255,7 @@ mod tests {
 
     #[test]
     fn sizes_are_known_before_sending() {
-        let messages = Messages::new(Vec::new(), Some("orders"));
+        let messages = Messages::new(Vec::new(), Some("orders"), Envelope::Raw);
         let message = messages.build(&delivery("orders", event())).unwrap();
         assert!(messages.is_fixed(&message.subject));
         let size = message.payload.len() + message.header_block;
@@ -227,7 +270,7 @@ mod tests {
 
     #[test]
     fn bad_subjects_and_empty_ids_are_rejected() {
-        let messages = Messages::new(Vec::new(), None);
+        let messages = Messages::new(Vec::new(), None, Envelope::Raw);
         let reason = |subject: &str, id: &str| {
             let mut delivery = delivery(subject, Event::new(id, "t"));
             delivery.dedup_id = id.into();
@@ -239,5 +282,75 @@ mod tests {
             assert!(!rejection.message.contains(['\r', '\n']), "{rejection}");
         }
         assert_eq!(reason("orders", "").reason, RejectReason::InvalidEvent);
+    }
+
+    fn enveloped(envelope: Envelope, event: Event) -> (Vec<String>, Bytes) {
+        let messages = Messages::new(Vec::new(), None, envelope);
+        let message = messages.build(&delivery("orders", event)).unwrap();
+        let headers = message.headers.iter();
+        let mut lines: Vec<String> = headers
+            .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}: {}", value.as_str())))
+            .collect();
+        lines.sort();
+        (lines, message.payload)
+    }
+
+    fn cloudevents(mode: &str) -> Envelope {
+        let config = serde_json::json!({ "cloudevents": { "mode": mode, "source": "/shop" } });
+        walgate_sink::read_config(&config).unwrap()
+    }
+
+    #[test]
+    fn a_cloudevent_has_its_attributes_in_headers_or_in_the_payload() {
+        let mut event = event();
+        event.headers = [("Tenant", "t% ä"), ("TraceParent", "00-a")]
+            .map(|(name, value)| (name.into(), value.into()))
+            .into_iter()
+            .collect();
+        let (lines, payload) = enveloped(cloudevents("binary"), event.clone());
+        assert_eq!(
+            lines,
+            [
+                "Nats-Msg-Id: e1-0123",
+                "ce-id: e1",
+                "ce-source: /shop",
+                "ce-specversion: 1.0",
+                "ce-subject: k%201",
+                "ce-tenant: t%25%20%C3%A4",
+                "ce-time: 1970-01-01T00:00:00.000000Z",
+                "ce-traceparent: 00-a",
+                "ce-type: order.created",
+                "content-type: application/json",
+                "traceparent: 00-a",
+            ]
+        );
+        assert_eq!(&payload[..], b"{}");
+        let (lines, payload) = enveloped(cloudevents("structured"), event.clone());
+        assert_eq!(lines, ["Nats-Msg-Id: e1-0123", "content-type: application/cloudevents+json", "traceparent: 00-a"]);
+        let document: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        assert_eq!((&document["tenant"], &document["data"]), (&"t% ä".into(), &serde_json::json!({})));
+        event.headers = [("tenant-id".into(), "x".into())].into_iter().collect();
+        let messages = Messages::new(Vec::new(), None, cloudevents("binary"));
+        let rejection = messages.build(&delivery("orders", event)).err().unwrap();
+        assert_eq!(rejection.reason, RejectReason::InvalidEvent);
+    }
+
+    #[test]
+    fn debezium_names_what_its_router_names() {
+        let (lines, payload) = enveloped(Envelope::Debezium, event());
+        assert_eq!(
+            lines,
+            [
+                "Nats-Msg-Id: e1-0123",
+                "aggregateid: k 1",
+                "content-type: application/json",
+                "eventType: order.created",
+                "id: e1",
+                "traceparent: 00-a",
+                "walgate-header-Nats-Rollup: all",
+                "walgate-header-Tenant: t%25",
+            ]
+        );
+        assert_eq!(&payload[..], b"{}");
     }
 }

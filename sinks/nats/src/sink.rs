@@ -76,7 +76,7 @@ impl NatsSink {
         let headers = config.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let connector = Connector::new(config, servers, &context.name, context.timeout)?;
         let publisher = Publisher {
-            messages: Messages::new(headers, config.subject.as_deref()),
+            messages: Messages::new(headers, config.subject.as_deref(), config.envelope.clone()),
             no_stream: config.no_stream,
             timeout: context.timeout,
             secrets: connector.secrets().to_vec(),

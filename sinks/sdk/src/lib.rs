@@ -3,6 +3,7 @@
 
 mod batch;
 mod document;
+pub mod envelope;
 mod event;
 mod factory;
 mod lsn;
@@ -16,6 +17,7 @@ mod units;
 
 pub use batch::{Batch, Delivery};
 pub use document::append_document;
+pub use envelope::{Envelope, Enveloped};
 pub use event::{Event, Headers, PayloadFormat};
 pub use factory::{
     ConfigIssue, ErasedFactory, ParsedConfig, PathSegment, SinkContext, SinkFactory, TargetCheck, erase,

@@ -7,7 +7,10 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderValue},
 };
 use sha2::{Digest as _, Sha256};
-use walgate_sink::{Batch, ByteString, Bytes, Delivery, RejectReason, Rejection, append_document};
+use walgate_sink::{
+    Batch, ByteString, Bytes, Delivery, Envelope, RejectReason, Rejection, append_document,
+    envelope::BATCH_CONTENT_TYPE,
+};
 
 use crate::request::{Endpoint, Requests, ascii, invalid};
 
@@ -34,9 +37,10 @@ pub(crate) struct Part {
 
 /// What is still to be asked of a group, first things first. Refused parts come back as their halves.
 #[derive(Debug)]
-pub(crate) struct Parts {
+pub(crate) struct Parts<'a> {
     waiting: VecDeque<Vec<usize>>,
     max_body: usize,
+    envelope: &'a Envelope,
 }
 
 impl Requests {
@@ -46,6 +50,13 @@ impl Requests {
         for (index, delivery) in batch.iter().enumerate() {
             if delivery.event.id.is_empty() {
                 reject(index, invalid("the event's id is empty, and receivers deduplicate on it"));
+                continue;
+            }
+            // What cannot be an element is known before it is one.
+            if let Envelope::CloudEvents(settings) = self.envelope()
+                && let Err(rejection) = settings.check(&delivery.event)
+            {
+                reject(index, rejection);
                 continue;
             }
             let path = delivery.target.get("path");
@@ -73,7 +84,11 @@ impl Requests {
         let mut headers = self.static_headers();
         headers.reserve(5);
         if !headers.contains_key(CONTENT_TYPE) {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            let content_type = match self.envelope() {
+                Envelope::CloudEvents(_) => BATCH_CONTENT_TYPE,
+                _ => "application/json",
+            };
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
         let id = id_of(part.indexes.iter().filter_map(|index| batch.get(*index)));
         self.sign(&mut headers, ascii(id).ok_or_else(unfit)?, now, &part.body).ok_or_else(unfit)?;
@@ -89,10 +104,10 @@ impl Requests {
     }
 }
 
-impl Parts {
+impl<'a> Parts<'a> {
     /// All of a group, in bodies of at most so many bytes; a larger element goes alone.
-    pub(crate) fn new(indexes: Vec<usize>, max_body: usize) -> Self {
-        Parts { waiting: VecDeque::from([indexes]), max_body }
+    pub(crate) fn new(indexes: Vec<usize>, max_body: usize, envelope: &'a Envelope) -> Self {
+        Parts { waiting: VecDeque::from([indexes]), max_body, envelope }
     }
 
     /// The next part to send.
@@ -105,7 +120,11 @@ impl Parts {
             let Some(delivery) = batch.get(*index) else { continue };
             let before = body.len();
             body.push(if place == 0 { b'[' } else { b',' });
-            append_document(&delivery.event, &mut body);
+            match self.envelope {
+                // It was checked, so nothing is refused here.
+                Envelope::CloudEvents(settings) => drop(settings.append_document(&delivery.event, &mut body)),
+                _ => append_document(&delivery.event, &mut body),
+            }
             if body.len() >= self.max_body && place > 0 {
                 body.truncate(before);
                 self.waiting.push_front(indexes.split_off(place));
@@ -187,7 +206,7 @@ mod tests {
     }
 
     fn parts(batch: &Batch, max_body: usize) -> Vec<(Vec<usize>, usize)> {
-        let mut parts = Parts::new((0..batch.len()).collect(), max_body);
+        let mut parts = Parts::new((0..batch.len()).collect(), max_body, &Envelope::Raw);
         std::iter::from_fn(|| parts.next(batch)).map(|part| (part.indexes.clone(), part.len())).collect()
     }
 
@@ -209,7 +228,7 @@ mod tests {
     #[test]
     fn a_body_is_an_array_of_whole_documents() {
         let batch = batch(&["{\"a\": 1}", "[2]"]);
-        let part = Parts::new(vec![0, 1], 1 << 20).next(&batch).unwrap();
+        let part = Parts::new(vec![0, 1], 1 << 20, &Envelope::Raw).next(&batch).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&part.body).unwrap();
         assert_eq!(body[0]["id"], "0");
         assert_eq!(body[0]["payload"]["a"], 1);
@@ -219,7 +238,7 @@ mod tests {
 
     /// What a receiver that refuses every request with a culprit in it takes and refuses, in order.
     fn bisect(batch: &Batch, culprits: u32) -> (Vec<usize>, Vec<usize>, usize) {
-        let mut parts = Parts::new((0..batch.len()).collect(), 1 << 20);
+        let mut parts = Parts::new((0..batch.len()).collect(), 1 << 20, &Envelope::Raw);
         let (mut taken, mut refused, mut requests) = (Vec::new(), Vec::new(), 0);
         while let Some(part) = parts.next(batch) {
             requests += 1;

@@ -8,7 +8,7 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 use serde::Deserialize;
-use walgate_sink::{ByteSize, ConfigIssue, PathSegment, Secret};
+use walgate_sink::{ByteSize, ConfigIssue, Envelope, PathSegment, Secret, envelope::ContentMode};
 
 use crate::{
     guard::{self, Guard},
@@ -24,6 +24,9 @@ pub struct WebhookConfig {
     /// One event in a request, or several.
     #[serde(default)]
     pub mode: Mode,
+    /// How an event is put into a request.
+    #[serde(default)]
+    pub envelope: Envelope,
     /// Template that is appended to the URL: a path, a query or both. Routes may set their own.
     pub path: Option<String>,
     /// The signing secret: `whsec_` and 24 to 64 bytes in base64. Several, with spaces between them, all sign.
@@ -88,6 +91,7 @@ pub(crate) struct Settings {
     pub(crate) url: Url,
     pub(crate) signer: Option<Signer>,
     pub(crate) headers: HeaderMap,
+    pub(crate) envelope: Envelope,
     pub(crate) guard: Guard,
     /// What must not appear in an error text, such as in a piece of an answer that repeats the request.
     pub(crate) secrets: Vec<Secret>,
@@ -107,6 +111,8 @@ const RESERVED: [&str; 11] = [
     "upgrade",
     "expect",
 ];
+/// What the names of a CloudEvent's attributes begin with.
+pub(crate) const CLOUDEVENTS: &str = "ce-";
 const RESERVED_PREFIXES: [&str; 2] = ["webhook-", "walgate-"];
 
 impl WebhookConfig {
@@ -116,6 +122,7 @@ impl WebhookConfig {
         let url = keep(self.parsed_url(), &mut issues);
         let signer = keep(self.signer(), &mut issues);
         let headers = self.static_headers(&mut issues);
+        let envelope = self.enveloped(&mut issues);
         let guard = self.guard(&mut issues);
         if let Some(path) = &self.path
             && !path.starts_with(['/', '?'])
@@ -146,10 +153,35 @@ impl WebhookConfig {
         match (url, signer) {
             (Some(url), Some(signer)) if issues.is_empty() => {
                 let secrets = self.secrets(&url);
-                Ok(Settings { url, signer, headers, guard, secrets })
+                Ok(Settings { url, signer, headers, envelope, guard, secrets })
             }
             _ => Err(issues),
         }
+    }
+
+    /// The envelope with its content mode: batches have no place for an event's attributes but around its payload.
+    fn enveloped(&self, issues: &mut Vec<ConfigIssue>) -> Envelope {
+        issues.extend(self.envelope.issues());
+        let mode = match self.mode {
+            Mode::Single => ContentMode::Binary,
+            Mode::Batch => ContentMode::Structured,
+        };
+        let path = |keys: &[&str]| keys.iter().map(|key| PathSegment::Key((*key).to_owned())).collect();
+        if self.mode == Mode::Batch && self.envelope.content_mode() == Some(ContentMode::Binary) {
+            let message = "a batch has no place for the attributes of each event: leave it out, or say structured";
+            let path = path(&["envelope", "cloudevents", "mode"]);
+            issues.push(ConfigIssue { path, message: message.to_owned() });
+        }
+        if self.mode == Mode::Batch && self.envelope == Envelope::Debezium {
+            let message = "it names headers, and a batch has none for each event: use raw or cloudevents";
+            issues.push(ConfigIssue::at("envelope", message));
+        }
+        let envelope = self.envelope.clone().or_mode(mode);
+        for name in self.headers.keys().filter(|name| envelope.reserves(name, CLOUDEVENTS)) {
+            let message = "it is one of those that `envelope` sets".to_owned();
+            issues.push(ConfigIssue { path: path(&["headers", name]), message });
+        }
+        envelope
     }
 
     fn guard(&self, issues: &mut Vec<ConfigIssue>) -> Guard {

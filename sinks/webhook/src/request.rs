@@ -6,9 +6,16 @@ use reqwest::{
     Body, Method, Request, Url,
     header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
-use walgate_sink::{Bytes, Delivery, Event, RejectReason, Rejection};
+use walgate_sink::{
+    Bytes, Delivery, Envelope, Enveloped, Event, RejectReason, Rejection,
+    envelope::{DEBEZIUM_KEY, percent_encoded, trace_context},
+};
 
-use crate::{config::Settings, headers, signature::Signer};
+use crate::{
+    config::{CLOUDEVENTS, Settings},
+    headers,
+    signature::Signer,
+};
 
 static WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 static WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -34,6 +41,7 @@ pub(crate) struct Requests {
     headers: HeaderMap,
     signer: Option<Signer>,
     max_body: Option<u64>,
+    envelope: Envelope,
 }
 
 /// A URL, and how it is shown: without its query, which may hold a token.
@@ -74,14 +82,14 @@ impl fmt::Debug for Requests {
 impl Requests {
     /// `path` is the configuration's own template, `max_body` its bound.
     pub(crate) fn new(settings: Settings, path: Option<&str>, max_body: Option<u64>) -> Self {
-        let Settings { url: base, signer, headers, .. } = settings;
+        let Settings { url: base, signer, headers, envelope, .. } = settings;
         let mut fixed = vec![(None, Endpoint::new(base.clone(), true))];
         // Without a brace a template is its own text.
         let literal = path.filter(|path| !path.contains(['{', '}']));
         if let Some((path, url)) = literal.and_then(|path| Some((path, append(&base, path).ok()?))) {
             fixed.push((Some(path.to_owned()), Endpoint::new(url, true)));
         }
-        Requests { fixed, base, headers, signer, max_body }
+        Requests { fixed, base, headers, signer, max_body, envelope }
     }
 
     /// The configured endpoint.
@@ -92,10 +100,14 @@ impl Requests {
     /// The request, and where it goes. `now` is the present second since 1970.
     pub(crate) fn build(&self, delivery: &Delivery, now: u64) -> Result<(Request, Endpoint), Rejection> {
         let event = &delivery.event;
-        let body = event.payload.clone().unwrap_or_default();
-        self.check_size("payload", body.len())?;
+        let enveloped = match &self.envelope {
+            Envelope::Raw => None,
+            envelope => Some(envelope.wrap(event)?),
+        };
+        let body = enveloped.as_ref().map_or(&event.payload, |enveloped| &enveloped.body).clone().unwrap_or_default();
+        self.check_size(if enveloped.is_some() { "body" } else { "payload" }, body.len())?;
         let endpoint = self.endpoint(delivery.target.get("path").map(|path| &**path))?;
-        let headers = self.headers_of(event, &body, now)?;
+        let headers = self.headers_of(event, enveloped.as_ref(), &body, now)?;
         let mut request = Request::new(Method::POST, endpoint.url.clone());
         *request.headers_mut() = headers;
         *request.body_mut() = Some(Body::from(body));
@@ -122,7 +134,13 @@ impl Requests {
             .map_err(|why| Rejection::new(RejectReason::InvalidTarget, format!("the rendered path {why}")))
     }
 
-    fn headers_of(&self, event: &Event, body: &Bytes, now: u64) -> Result<HeaderMap, Rejection> {
+    fn headers_of(
+        &self,
+        event: &Event,
+        enveloped: Option<&Enveloped>,
+        body: &Bytes,
+        now: u64,
+    ) -> Result<HeaderMap, Rejection> {
         if event.id.is_empty() {
             return Err(invalid("the event's id is empty, and `webhook-id` is made of it"));
         }
@@ -133,33 +151,48 @@ impl Requests {
             );
             return Err(Rejection::new(RejectReason::TooLarge, message));
         }
-        let unfit = || invalid("a field of the event does not fit into a header");
         let mut headers = self.headers.clone();
         headers.reserve(8);
-        if event.payload.is_some() && !headers.contains_key(CONTENT_TYPE) {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(event.format.content_type()));
-        }
         if body.is_empty() {
             // The client would leave it out, and some servers answer 411 then.
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        headers.insert(EVENT_TYPE.clone(), headers::field(&event.event_type).ok_or_else(unfit)?);
-        if let Some(key) = &event.key {
-            headers.insert(KEY.clone(), headers::field(key).ok_or_else(unfit)?);
+        match enveloped {
+            None => own_headers(event, &mut headers),
+            Some(enveloped) => self.enveloped_headers(enveloped, event, &mut headers),
         }
-        headers.insert(POSITION.clone(), ascii(event.position.to_string()).ok_or_else(unfit)?);
-        headers.insert(COMMITTED_AT.clone(), ascii(event.committed_at.to_string()).ok_or_else(unfit)?);
-        for (name, value) in event.headers.iter() {
-            match TRACE.iter().find(|trace| name.eq_ignore_ascii_case(trace.as_str())) {
-                Some(trace) => drop(headers.insert(trace.clone(), headers::foreign(value).ok_or_else(unfit)?)),
-                None => {
-                    let name = headers::forwarded_name(name).ok_or_else(unfit)?;
-                    headers.append(name, headers::field(value).ok_or_else(unfit)?);
-                }
-            }
-        }
+        .ok_or_else(unfit)?;
         self.sign(&mut headers, headers::id(&event.id).ok_or_else(unfit)?, now, body).ok_or_else(unfit)?;
         Ok(headers)
+    }
+
+    /// The headers of another envelope than `raw`. `None`: something does not fit into a header.
+    fn enveloped_headers(&self, enveloped: &Enveloped, event: &Event, headers: &mut HeaderMap) -> Option<()> {
+        if let Some(content_type) = enveloped.content_type
+            && !headers.contains_key(CONTENT_TYPE)
+        {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        for (name, value) in trace_context(event) {
+            headers.insert(HeaderName::from_static(name), headers::foreign(value)?);
+        }
+        for (name, value) in
+            enveloped.named(CLOUDEVENTS).filter(|(name, _)| !TRACE.iter().any(|trace| *trace == **name))
+        {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            let value = match &self.envelope {
+                Envelope::CloudEvents(_) => ascii(percent_encoded(value).into_owned())?,
+                _ => headers::field(value)?,
+            };
+            headers.insert(name, value);
+        }
+        if let Some(key) = event.key.as_ref().filter(|_| self.envelope == Envelope::Debezium) {
+            headers.insert(HeaderName::from_static(DEBEZIUM_KEY), headers::field(key)?);
+        }
+        for (name, value) in &enveloped.headers {
+            headers.append(headers::forwarded_name(name)?, headers::field(value)?);
+        }
+        Some(())
     }
 
     /// Adds what Standard Webhooks asks for. `None`: something does not fit into a header.
@@ -178,10 +211,39 @@ impl Requests {
         self.headers.clone()
     }
 
+    /// The envelope.
+    pub(crate) fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
     /// `max_body`, if there is one.
     pub(crate) fn max_body(&self) -> Option<u64> {
         self.max_body
     }
+}
+
+/// Content type, `walgate-*` headers and trace context. `None`: something does not fit into a header.
+fn own_headers(event: &Event, headers: &mut HeaderMap) -> Option<()> {
+    if event.payload.is_some() && !headers.contains_key(CONTENT_TYPE) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(event.format.content_type()));
+    }
+    headers.insert(EVENT_TYPE.clone(), headers::field(&event.event_type)?);
+    if let Some(key) = &event.key {
+        headers.insert(KEY.clone(), headers::field(key)?);
+    }
+    headers.insert(POSITION.clone(), ascii(event.position.to_string())?);
+    headers.insert(COMMITTED_AT.clone(), ascii(event.committed_at.to_string())?);
+    for (name, value) in event.headers.iter() {
+        match TRACE.iter().find(|trace| name.eq_ignore_ascii_case(trace.as_str())) {
+            Some(trace) => drop(headers.insert(trace.clone(), headers::foreign(value)?)),
+            None => drop(headers.append(headers::forwarded_name(name)?, headers::field(value)?)),
+        }
+    }
+    Some(())
+}
+
+fn unfit() -> Rejection {
+    invalid("a field of the event does not fit into a header")
 }
 
 pub(crate) fn ascii(text: String) -> Option<HeaderValue> {

@@ -137,7 +137,7 @@ impl WebhookSink {
     /// Several events for one URL.
     async fn group(&self, clients: &Clients, batch: &Batch, group: Group, report: &DeliveryReport) {
         let Group { endpoint, indexes } = group;
-        let mut parts = Parts::new(indexes, self.requests.max_part());
+        let mut parts = Parts::new(indexes, self.requests.max_part(), self.requests.envelope());
         // A request has the time of an attempt, and so has the search for a culprit as a whole.
         let mut search_until = None;
         while let Some(part) = parts.next(batch) {

@@ -62,6 +62,10 @@ fn servers_are_shown_without_anything_but_host_and_port() {
 fn every_fault_is_told_with_its_place() {
     for (more, expected) in [
         (json!({ "servers": [] }), "servers: it is empty"),
+        (json!({ "envelope": "avro" }), "envelope: unknown variant `avro`"),
+        (json!({ "envelope": { "cloudevents": { "source": "" } } }), "envelope.cloudevents.source: it is empty"),
+        (json!({ "envelope": "cloudevents", "headers": { "Ce-Id": "x" } }), "headers.Ce-Id: it is one of those"),
+        (json!({ "envelope": "debezium", "headers": { "eventType": "x" } }), "headers.eventType: it is one of those"),
         (json!({ "servers": ["a", "http://b"] }), "servers.1: it is not an address"),
         (json!({ "servers": ["ws://b"] }), "servers.0: its scheme must be nats or tls"),
         (json!({ "servers": ["nats://a:99999"] }), "servers.0: it is not an address"),

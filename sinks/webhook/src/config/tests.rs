@@ -52,6 +52,13 @@ fn every_fault_is_found_at_its_key() {
         (json!({ "secret": "hunter2" }), "secret: a secret begins with `whsec_`"),
         (json!({ "unsigned": true }), "unsigned: there is a `secret`"),
         (json!({ "path": "orders/{key}" }), "path: a path is appended"),
+        (json!({ "envelope": { "cloudevents": { "source": "a b" } } }), "envelope.cloudevents.source: it has a character"),
+        (
+            json!({ "mode": "batch", "envelope": { "cloudevents": { "mode": "binary" } } }),
+            "envelope.cloudevents.mode: a batch has no place",
+        ),
+        (json!({ "mode": "batch", "envelope": "debezium" }), "envelope: it names headers"),
+        (json!({ "envelope": "cloudevents", "headers": { "ce-id": "x" } }), "headers.ce-id: it is one of those"),
         (json!({ "headers": { "webhook-id": "x" } }), "headers.webhook-id: `webhook-id` is reserved"),
         (json!({ "headers": { "Walgate-Key": "x" } }), "headers.Walgate-Key: `walgate-key` is reserved"),
         (json!({ "headers": { "Host": "x" } }), "headers.Host: `host` is reserved"),

@@ -200,3 +200,59 @@ fn what_is_shown_is_bounded() {
     assert!(endpoint.shown.len() < 210 && !endpoint.shown.contains("hunter2"), "{}", endpoint.shown);
     assert!(!requests.build(&delivery(event(), None), 0).unwrap().1.shown.contains("hunter2"));
 }
+
+#[test]
+fn a_cloudevent_is_in_headers_or_in_the_body() {
+    let mut event = event();
+    event.key = Some("kunde 7/ä".into());
+    event.headers = [("Tenant".into(), "50% \"x\"".into()), ("TraceParent".into(), "00-a".into())].into_iter().collect();
+    let binary = json!({ "url": "https://a.example", "envelope": { "cloudevents": { "source": "/shop" } } });
+    let (request, _) = requests(binary).build(&delivery(event.clone(), None), 1).unwrap();
+    for (name, value) in [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "7f9c24e5-2f1b-4b1e-9d5e-000000000001"),
+        ("ce-source", "/shop"),
+        ("ce-type", "order.created"),
+        ("ce-subject", "kunde%207/%C3%A4"),
+        ("ce-time", "1970-01-01T00:00:00.000000Z"),
+        ("ce-tenant", "50%25%20%22x%22"),
+        ("ce-traceparent", "00-a"),
+        ("traceparent", "00-a"),
+        ("content-type", "application/json"),
+        ("webhook-id", "7f9c24e5-2f1b-4b1e-9d5e-000000000001"),
+    ] {
+        assert_eq!(header(&request, name), Some(value), "{name}");
+    }
+    assert!(!request.headers().keys().any(|name| name.as_str().starts_with("walgate-")));
+    assert_eq!(request.body().unwrap().as_bytes().unwrap(), br#"{"order": 42}"#);
+
+    let structured = json!({ "url": "https://a.example", "envelope": { "cloudevents": { "mode": "structured" } } });
+    let (request, _) = requests(structured).build(&delivery(event, None), 1).unwrap();
+    assert_eq!(header(&request, "content-type"), Some("application/cloudevents+json"));
+    assert!(!request.headers().keys().any(|name| name.as_str().starts_with("ce-")));
+    let body = request.body().unwrap().as_bytes().unwrap();
+    let document: Value = serde_json::from_slice(body).unwrap();
+    assert_eq!((&document["source"], &document["data"]), (&json!("/walgate"), &json!({ "order": 42 })));
+    let theirs = standardwebhooks::Webhook::new(SECRET).unwrap();
+    let signature = theirs.sign("7f9c24e5-2f1b-4b1e-9d5e-000000000001", 1, body).unwrap();
+    assert_eq!(header(&request, "webhook-signature"), Some(&*signature), "of the body as it is sent");
+}
+
+#[test]
+fn debezium_names_what_its_router_names() {
+    let mut event = event();
+    event.key = Some("42".into());
+    event.headers = [("authorization".into(), "forged".into())].into_iter().collect();
+    let requests = requests(json!({ "url": "https://a.example", "envelope": "debezium" }));
+    let (request, _) = requests.build(&delivery(event, None), 1).unwrap();
+    for (name, value) in [
+        ("id", Some("7f9c24e5-2f1b-4b1e-9d5e-000000000001")),
+        ("eventtype", Some("order.created")),
+        ("aggregateid", Some("42")),
+        ("walgate-header-authorization", Some("forged")),
+        ("authorization", None),
+        ("content-type", Some("application/json")),
+    ] {
+        assert_eq!(header(&request, name), value, "{name}");
+    }
+}

@@ -1,0 +1,150 @@
+//! Envelopes: what `envelope: cloudevents` sends is read with the official CloudEvents library, which walgate does not
+//! use, and `envelope: debezium` by its names.
+
+use cloudevents::event::Data;
+use cloudevents::{AttributesReader as _, Event};
+use http::HeaderMap;
+#[cfg(feature = "nats")]
+use http::{HeaderName, HeaderValue};
+use serde_json::{Value, json};
+
+use crate::rig::Rig;
+#[cfg(feature = "nats")]
+use crate::support::nats::NatsServer;
+use crate::support::receiver::{Receiver, SECRET};
+use crate::support::walgate::Walgate;
+
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const QUICK: &str = "timeout: 5s, retry: { initial: 20ms, max: 500ms, connection_max: 200ms }";
+
+/// An event with a key, a payload that is no plain object's text, and headers.
+fn insert(rig: &Rig) -> String {
+    rig.database.value(&format!(
+        "INSERT INTO outbox_events (event_type, aggregate_id, payload, headers) VALUES ('order.created', 'k-1', \
+         '{{\"total\": 1, \"name\": \"größe\"}}', '{{\"traceparent\": \"{TRACEPARENT}\", \"tenant\": \"50% ä\"}}') RETURNING id"
+    ))
+}
+
+/// A message as the library takes it: with HTTP's headers, whose rules NATS's share.
+fn read(headers: &HeaderMap, body: &[u8]) -> Event {
+    cloudevents::binding::http::to_event(headers, body.to_vec())
+        .unwrap_or_else(|error| panic!("{error}: {headers:?} {}", String::from_utf8_lossy(body)))
+}
+
+/// `tenant` is how the value of that extension is read: the library does not decode the percent-encoding of headers.
+#[track_caller]
+fn assert_event(event: &Event, id: &str, tenant: &str) {
+    assert_eq!((event.id(), event.ty(), event.source().as_str()), (id, "order.created", "/shop"));
+    assert_eq!(event.subject(), Some("k-1"));
+    assert_eq!(event.datacontenttype(), Some("application/json"));
+    assert!(event.time().is_some(), "{event}");
+    let payload = json!({ "total": 1, "name": "größe" });
+    match event.data() {
+        Some(Data::Json(data)) => assert_eq!(*data, payload),
+        Some(Data::Binary(bytes)) => assert_eq!(serde_json::from_slice::<Value>(bytes).expect("JSON"), payload),
+        Some(Data::String(text)) => assert_eq!(serde_json::from_str::<Value>(text).expect("JSON"), payload),
+        None => panic!("no data: {event}"),
+    }
+    for (name, value) in [("traceparent", TRACEPARENT), ("tenant", tenant)] {
+        assert_eq!(event.extension(name).map(ToString::to_string).as_deref(), Some(value), "{name}");
+    }
+}
+
+fn hook(receiver: &Receiver, name: &str, more: &str) -> String {
+    let url = format!("{}/{name}", receiver.url());
+    format!("{name}: {{ webhook: {{ url: {url:?}, secret: {SECRET:?}{more} }}, delivery: {{ {QUICK} }} }}")
+}
+
+#[test]
+fn a_cloudevents_library_reads_what_webhooks_send() {
+    let rig = Rig::new();
+    let sinks = [
+        ("binary", ", envelope: { cloudevents: { source: /shop } }"),
+        ("whole", ", envelope: { cloudevents: { source: /shop, mode: structured } }"),
+        ("batch", ", mode: batch, envelope: { cloudevents: { source: /shop } }"),
+        ("router", ", envelope: debezium"),
+    ];
+    let setup = sinks.iter().fold(rig.source(), |setup, (name, more)| setup.sink(&hook(&rig.receiver, name, more)));
+    let mut walgate = Walgate::run(&setup.route("**", "[binary, whole, batch, router]"));
+    let id = insert(&rig);
+    rig.wait_confirmed(&mut walgate, &id);
+    assert_eq!(rig.receiver.bad_signatures(), Vec::<String>::new());
+    let receipts = rig.receiver.receipts();
+    let of = |name: &str| {
+        receipts.iter().find(|receipt| receipt.path.ends_with(name)).unwrap_or_else(|| panic!("{name}: {receipts:?}"))
+    };
+    let binary = of("/binary");
+    assert_event(&read(&binary.headers, &binary.body), &id, "50%25%20%C3%A4");
+    assert_eq!(binary.header("traceparent"), Some(TRACEPARENT));
+    let whole = of("/whole");
+    assert_eq!(whole.header("content-type"), Some("application/cloudevents+json"));
+    assert_event(&read(&whole.headers, &whole.body), &id, "50% ä");
+    let batch = of("/batch");
+    assert_eq!(batch.header("content-type"), Some("application/cloudevents-batch+json"));
+    let events: Vec<Event> = serde_json::from_slice(&batch.body).expect("an array of CloudEvents");
+    assert_eq!(events.len(), 1);
+    assert_event(&events[0], &id, "50% ä");
+    let router = of("/router");
+    for (name, value) in [("id", &*id), ("eventtype", "order.created"), ("aggregateid", "k-1")] {
+        assert_eq!(router.header(name), Some(value), "{name}");
+    }
+    assert_eq!(serde_json::from_slice::<Value>(&router.body).expect("JSON")["total"], 1);
+}
+
+#[test]
+fn what_a_cloudevent_cannot_hold_is_rejected_and_told() {
+    let rig = Rig::new();
+    let sink = hook(&rig.receiver, "hook", ", envelope: cloudevents").replace("timeout", "on_reject: skip, timeout");
+    let mut walgate = Walgate::run(&rig.source().sink(&sink).route("**", "hook"));
+    rig.database.sql(
+        "INSERT INTO outbox_events (event_type, aggregate_id, payload, headers) \
+         VALUES ('order.created', 'k-2', '{}', '{\"tenant-id\": \"x\"}')",
+    );
+    let id = rig.insert("k-1");
+    rig.wait_confirmed(&mut walgate, &id);
+    walgate.wait_log(&["`tenant-id` cannot be an attribute of a CloudEvent"]);
+    assert_eq!(rig.receiver.ids(), [id]);
+}
+
+#[cfg(feature = "nats")]
+#[test]
+fn a_cloudevents_library_reads_what_nats_holds() {
+    let (rig, server) = (Rig::new(), NatsServer::start());
+    let mut setup = rig.source();
+    for (name, envelope) in [
+        ("binary", "{ cloudevents: { source: /shop } }"),
+        ("whole", "{ cloudevents: { source: /shop, mode: structured } }"),
+        ("router", "debezium"),
+    ] {
+        let port = server.port();
+        setup = setup.sink(&format!(
+            "{name}: {{ nats: {{ servers: [\"127.0.0.1:{port}\"], subject: {name}.orders, envelope: {envelope} }}, \
+             delivery: {{ {QUICK} }} }}"
+        ));
+        // A stream for each: one stream stores an id once.
+        server.add_stream(&name.to_uppercase(), &[&format!("{name}.>")], json!({}));
+    }
+    let mut walgate = Walgate::run(&setup.route("**", "[binary, whole, router]"));
+    let id = insert(&rig);
+    rig.wait_confirmed(&mut walgate, &id);
+    let stored = |stream: &str| {
+        let [message] = &server.stored(stream)[..] else { panic!("{:?}", server.stored(stream)) };
+        let mut headers = HeaderMap::new();
+        for (name, value) in &message.headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            headers.append(name, HeaderValue::from_str(value).expect("a value"));
+        }
+        (headers, message.data.clone())
+    };
+    let (headers, data) = stored("BINARY");
+    assert_event(&read(&headers, &data), &id, "50%25%20%C3%A4");
+    let (headers, data) = stored("WHOLE");
+    assert_eq!(headers["content-type"], "application/cloudevents+json");
+    assert_event(&read(&headers, &data), &id, "50% ä");
+    assert_eq!(headers["nats-msg-id"], id.as_str());
+    let (headers, data) = stored("ROUTER");
+    for (name, value) in [("id", &*id), ("eventtype", "order.created"), ("aggregateid", "k-1")] {
+        assert_eq!(headers[name], value, "{name}");
+    }
+    assert_eq!(serde_json::from_slice::<Value>(&data).expect("JSON")["total"], 1);
+}
