@@ -52,7 +52,10 @@ fn every_fault_is_found_at_its_key() {
         (json!({ "secret": "hunter2" }), "secret: a secret begins with `whsec_`"),
         (json!({ "unsigned": true }), "unsigned: there is a `secret`"),
         (json!({ "path": "orders/{key}" }), "path: a path is appended"),
-        (json!({ "envelope": { "cloudevents": { "source": "a b" } } }), "envelope.cloudevents.source: it has a character"),
+        (
+            json!({ "envelope": { "cloudevents": { "source": "a b" } } }),
+            "envelope.cloudevents.source: it has a character",
+        ),
         (
             json!({ "mode": "batch", "envelope": { "cloudevents": { "mode": "binary" } } }),
             "envelope.cloudevents.mode: a batch has no place",

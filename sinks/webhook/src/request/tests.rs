@@ -205,7 +205,8 @@ fn what_is_shown_is_bounded() {
 fn a_cloudevent_is_in_headers_or_in_the_body() {
     let mut event = event();
     event.key = Some("kunde 7/ä".into());
-    event.headers = [("Tenant".into(), "50% \"x\"".into()), ("TraceParent".into(), "00-a".into())].into_iter().collect();
+    event.headers =
+        [("Tenant".into(), "50% \"x\"".into()), ("TraceParent".into(), "00-a".into())].into_iter().collect();
     let binary = json!({ "url": "https://a.example", "envelope": { "cloudevents": { "source": "/shop" } } });
     let (request, _) = requests(binary).build(&delivery(event.clone(), None), 1).unwrap();
     for (name, value) in [
