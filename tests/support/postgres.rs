@@ -196,6 +196,12 @@ impl Postgres {
     /// `kill -9` of all its processes.
     pub fn kill9(&self) {
         let mut process = self.process.lock().expect("the server's process").take().expect("a server that runs");
+        // Stopped first: else it may make another child that is not in the list.
+        process.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", process.pid());
+        wait::eventually(wait::DEADLINE, "the postmaster is stopped", || {
+            std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
+        });
         let children = processes::children_of(process.pid());
         process.signal(Signal::KILL);
         for child in &children {
