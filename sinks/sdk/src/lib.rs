@@ -2,6 +2,8 @@
 #![deny(missing_docs)]
 
 mod batch;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod document;
 pub mod envelope;
 mod event;
