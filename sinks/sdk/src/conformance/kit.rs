@@ -23,18 +23,23 @@ pub struct Limits {
     pub attempt: Duration,
     /// How soon after the receiver's return a delivery must be acknowledged.
     pub recovery: Duration,
+    /// Within this everything must have been repeated with success, once nothing is broken any more.
+    pub settle: Duration,
     /// How long an acknowledged event may take to become readable.
     pub readable: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { attempt: Duration::from_secs(1), recovery: Duration::from_secs(2), readable: Duration::from_secs(10) }
+        Limits {
+            attempt: Duration::from_secs(1),
+            recovery: Duration::from_secs(2),
+            settle: Duration::from_secs(60),
+            readable: Duration::from_secs(10),
+        }
     }
 }
 
-/// Within this everything must have been repeated with success.
-const SETTLE: Duration = Duration::from_secs(60);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -271,7 +276,7 @@ impl<'a> Kit<'a> {
 
     /// As [`Kit::settle`], for as long as anything sound takes.
     pub(super) fn settle_all(&mut self, sink: &Arc<dyn DynSink>, deliveries: Vec<Delivery>) -> Result<(), Fault> {
-        self.settle(sink, deliveries, SETTLE)
+        self.settle(sink, deliveries, self.limits.settle)
     }
 
     /// Waits until these are readable; everything of the kit's that the receiver holds, in its order. Fails where one is
