@@ -11,6 +11,7 @@ mod support;
 #[cfg(feature = "nats")]
 mod both;
 mod configuration;
+mod conformance;
 mod consumers;
 mod crash;
 mod custom_sink;

@@ -183,12 +183,18 @@ impl Wire {
     /// Everything that a stream holds, in its order.
     #[track_caller]
     pub fn stored(&mut self, stream: &str) -> Vec<Stored> {
+        self.stored_from(stream, 0)
+    }
+
+    /// What a stream holds from this sequence on.
+    #[track_caller]
+    pub fn stored_from(&mut self, stream: &str, sequence: u64) -> Vec<Stored> {
         let state = self.api(&format!("STREAM.INFO.{stream}"), &Value::Null)["state"].take();
         if state["messages"] == 0 {
             return Vec::new();
         }
         let number = |name: &str| state[name].as_u64().expect("a number");
-        (number("first_seq")..=number("last_seq"))
+        (number("first_seq").max(sequence)..=number("last_seq"))
             .map(|sequence| {
                 let answer = self.api(&format!("STREAM.MSG.GET.{stream}"), &json!({ "seq": sequence }));
                 let message = &answer["message"];

@@ -171,5 +171,8 @@ impl Sink for FileSink {
 }
 
 #[cfg(test)]
+#[path = "conformance.rs"]
+mod conformance;
+#[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
