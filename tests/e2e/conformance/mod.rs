@@ -17,6 +17,13 @@ fn heal(proxy: &Proxy) {
     proxy.accept();
 }
 
+/// The server has ended: without it nobody accepts connections.
+fn end(proxy: &Proxy) -> Able {
+    proxy.refuse();
+    proxy.cut();
+    Ok(())
+}
+
 fn cut(proxy: &Proxy) -> Able {
     // In order, and with RST, in turn: clients take the two differently.
     if proxy.accepted().is_multiple_of(2) {

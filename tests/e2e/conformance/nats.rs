@@ -76,11 +76,12 @@ impl Harness for Nats {
     fn stop(&mut self) -> Able {
         self.server.kill9();
         self.down = true;
-        Ok(())
+        super::end(&self.proxy)
     }
 
     fn start(&mut self) {
         self.server.start_again();
+        self.proxy.accept();
         self.down = false;
     }
 

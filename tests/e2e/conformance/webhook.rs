@@ -106,11 +106,12 @@ impl Harness for Webhooks {
 
     fn stop(&mut self) -> Able {
         self.receiver.go_down();
-        Ok(())
+        super::end(&self.proxy)
     }
 
     fn start(&mut self) {
         self.receiver.come_back();
+        self.proxy.accept();
     }
 
     fn freeze(&mut self) -> Able {
