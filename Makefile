@@ -18,7 +18,7 @@ demo: build ## the vanished order, and how it becomes impossible (a PostgreSQL o
 	@target/release/walgate demo
 
 test: setup ## every test, against real servers
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked --features full
 
 test-matrix: setup ## the end-to-end tests on PostgreSQL 14, 16, 17, 18 and nats-server 2.15 (PG="18 14" FILTER=nats)
 	@tests/matrix.sh
@@ -28,10 +28,11 @@ soak: setup ## faults at random against a fan-out to two sinks (SOAK_MINUTES=10 
 
 lint: ## format, clippy with warnings denied, each feature on its own, licences
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked --features full -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features webhook --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features nats --lib --bins -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features rabbitmq --lib --bins -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	 else echo "cargo-deny is not installed: licences and duplicate crates were not checked (cargo install cargo-deny)"; fi
 

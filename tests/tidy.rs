@@ -115,7 +115,7 @@ fn only_the_registry_knows_which_sinks_are_compiled_in() {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();
-        let named = ["stdout", "discard", "webhook", "nats"].map(|kind| format!("walgate_sink_{kind}"));
+        let named = ["stdout", "discard", "webhook", "nats", "rabbitmq"].map(|kind| format!("walgate_sink_{kind}"));
         assert!(!named.iter().any(|name| text.contains(name)), "{} names a sink's crate", file.display());
     }
 }

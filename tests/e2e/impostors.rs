@@ -23,6 +23,16 @@ const KINDS: &[Kind] = &[
         greeting: b"",
         config: |port, ca| format!("url: \"https://localhost:{port}/hook\", secret: {SECRET:?}, ca_file: {ca:?}"),
     },
+    #[cfg(feature = "rabbitmq")]
+    Kind {
+        name: "rabbitmq",
+        greeting: b"",
+        config: |port, ca| {
+            format!(
+                "url: \"amqps://walgate:{SECRET}@localhost:{port}\", routing_key: orders, tls: {{ ca_file: {ca:?} }}"
+            )
+        },
+    },
     #[cfg(feature = "nats")]
     Kind {
         name: "nats",

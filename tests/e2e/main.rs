@@ -26,6 +26,8 @@ mod impostors;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 mod receivers;
 mod rig;
 mod routing;

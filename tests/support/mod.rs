@@ -4,6 +4,8 @@
 //! Nothing in here imports walgate: it decodes protocols by itself, so that it cannot share a mistake with what it
 //! judges.
 
+#[cfg(feature = "rabbitmq")]
+pub mod amqp_wire;
 pub mod clock;
 pub mod database;
 pub mod http1;
@@ -23,6 +25,8 @@ pub mod pgwire;
 pub mod postgres;
 pub mod processes;
 pub mod proxy;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 pub mod receiver;
 pub mod sql;
 pub mod wait;
