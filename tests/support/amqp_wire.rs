@@ -138,7 +138,8 @@ impl Wire {
         short(&mut start, "en_US");
         wire.send(0, 10, 11, &start);
         wire.method(10, 30);
-        wire.send(0, 10, 31, &[0, 0, 0, 2, 0, 0, 0, 0]);
+        // 16 channels, frames of 128 KiB, no heartbeat.
+        wire.send(0, 10, 31, &[0, 16, 0, 2, 0, 0, 0, 0]);
         let mut open = Vec::new();
         short(&mut open, vhost);
         short(&mut open, "");
