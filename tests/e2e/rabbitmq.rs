@@ -143,6 +143,10 @@ fn r1_a_killed_node_loses_nothing_and_no_key_skips_forward() {
     let (rig, server) = (Rig::new(), Rabbit::start());
     let mut wire = server.wire("/");
     wire.declare_queue("orders", &[("x-queue-type", Argument::Text("quorum"))]);
+    // RabbitMQ 3.10 was seen not to bring a quorum queue back that was declared a moment before a SIGKILL.
+    server.stop();
+    server.start_again();
+    wire = server.wire("/");
     let mut walgate = Walgate::run(&to_queue(&rig, server.port(), "%2F"));
     let mut stored = Vec::new();
     for round in 0..3 {
@@ -402,9 +406,10 @@ fn x7_names_from_events_are_checked_and_never_reach_another_queue() {
     );
     let last = rig.insert("good");
     rig.wait_confirmed(&mut walgate, &last);
-    for text in ["256 bytes", "control character", "it is empty", "addresses of replies"] {
+    for text in ["256 bytes", "control character", "addresses of replies"] {
         walgate.wait_log(&["cannot be published to", text]);
     }
+    walgate.wait_log(&["template `{key}`", "is empty for this event"]);
     let stored = wire.take_all("good");
     assert_eq!(stored.len(), 1);
     assert_eq!(stored[0].id(), last);
