@@ -130,7 +130,7 @@ fn configurations(document: &str) -> Vec<String> {
     blocks.filter(whole).map(str::to_owned).collect()
 }
 
-#[cfg(all(feature = "nats", feature = "webhook"))]
+#[cfg(all(feature = "nats", feature = "webhook", feature = "rabbitmq"))]
 #[test]
 fn the_configurations_in_the_documents_load() {
     let password = crate::support::processes::folder("password").join("secret");
@@ -139,6 +139,7 @@ fn the_configurations_in_the_documents_load() {
     let documents = [
         ("README.md", include_str!("../../README.md")),
         ("sinks/nats", include_str!("../../sinks/nats/README.md")),
+        ("sinks/rabbitmq", include_str!("../../sinks/rabbitmq/README.md")),
         ("sinks/webhook", include_str!("../../sinks/webhook/README.md")),
         ("sinks/stdout", include_str!("../../sinks/stdout/README.md")),
         ("sinks/discard", include_str!("../../sinks/discard/README.md")),
@@ -155,5 +156,5 @@ fn the_configurations_in_the_documents_load() {
             checked += 1;
         }
     }
-    assert!(checked >= 5, "{checked} configurations");
+    assert!(checked >= 6, "{checked} configurations");
 }
