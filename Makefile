@@ -3,7 +3,7 @@
 CARGO ?= cargo
 .DEFAULT_GOAL := help
 
-.PHONY: help setup build demo test test-matrix soak lint planted bench clean-cache
+.PHONY: help setup build demo test test-matrix soak fuzz lint planted bench clean-cache
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -24,7 +24,10 @@ test-matrix: setup ## the end-to-end tests on PostgreSQL 14, 16, 17, 18 and nats
 	@tests/matrix.sh
 
 soak: setup ## faults at random against a fan-out to two sinks (SOAK_MINUTES=10 SOAK_SEED=1)
-	SOAK_MINUTES=$${SOAK_MINUTES:-10} $(CARGO) test --locked --test e2e -- --ignored --nocapture soak
+	SOAK_MINUTES=$${SOAK_MINUTES:-10} $(CARGO) test --locked --features full --test e2e -- --ignored --nocapture soak
+
+fuzz: ## 100,000,000 random templates (FUZZ_RUNS=100000000 FUZZ_SEED=1)
+	FUZZ_RUNS=$${FUZZ_RUNS:-100000000} $(CARGO) test --release --locked --features full --lib x8_random
 
 lint: ## format, clippy with warnings denied, each feature on its own, licences
 	$(CARGO) fmt --all --check

@@ -10,7 +10,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 PG=${PG:-18 17 16 14} FILTER=${FILTER:-} LOGS=target/matrix
 mkdir -p "$LOGS"
-cargo test --locked --test e2e --no-run || exit 1
+cargo test --locked --features full --test e2e --no-run || exit 1
 tests/setup.sh nats 2.15 || exit 3
 export WALGATE_TEST_NATS_SERVER=$PWD/.cache/nats-2.15/nats-server
 nats=$("$WALGATE_TEST_NATS_SERVER" --version | tr -dc '0-9.')
@@ -21,7 +21,7 @@ for major in $PG; do
   server=$("$WALGATE_TEST_PG_BIN/postgres" --version | sed 's/[^0-9]*\([0-9.]*\).*/\1/')
   echo "matrix: PostgreSQL $server with nats-server $nats" >&2
   start=$(date +%s)
-  cargo test --locked --test e2e -- $FILTER > "$LOGS/$major.log" 2>&1 || { failed=1; grep -A12 '^failures:' "$LOGS/$major.log" | tail -n 12 >&2; }
+  cargo test --locked --features full --test e2e -- $FILTER > "$LOGS/$major.log" 2>&1 || { failed=1; grep -A12 '^failures:' "$LOGS/$major.log" | tail -n 12 >&2; }
   result=$(sed -n 's/^test result: [A-Za-z]*\. \([0-9]* passed; [0-9]* failed\).*/\1/p' "$LOGS/$major.log" | tail -n 1)
   table+=$'\n'"| PostgreSQL $server | $nats | ${result:-did not end} | $(( ($(date +%s) - start + 30) / 60 )) |"
 done

@@ -207,3 +207,72 @@ proptest! {
         }
     }
 }
+
+/// What templates are put together from by [`x8_random_templates_end_and_stay_small`].
+const PIECES: [&str; 28] = [
+    "{",
+    "}",
+    "{{",
+    "}}",
+    "{event_type}",
+    "{event_type[0]}",
+    "{event_type[99999999999999999999]}",
+    "{event_type[-1]}",
+    "{key}",
+    "{id}",
+    "{header.h}",
+    "{header.}",
+    "{column.c}",
+    "{payload}",
+    "{{key}}",
+    "[",
+    "]",
+    ".",
+    "..",
+    "/",
+    "%",
+    "%2e",
+    "\0",
+    "\r\n",
+    "\u{202e}",
+    "${HOME}",
+    "{% include x %}",
+    "a",
+];
+
+/// Random templates, random values: an end, a bound, no panic. `make fuzz` runs it 100,000,000 times.
+#[test]
+fn x8_random_templates_end_and_stay_small() {
+    let runs: u64 = std::env::var("FUZZ_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(20_000);
+    let mut state = std::env::var("FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1_u64).max(1);
+    // xorshift64*: fast, and the same everywhere.
+    let mut next = move |below: usize| {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        usize::try_from(state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % below
+    };
+    let (mut text, mut value, mut rendered) = (String::new(), String::new(), 0_u64);
+    for _ in 0..runs {
+        text.clear();
+        value.clear();
+        (0..next(7)).for_each(|_| text.push_str(PIECES[next(PIECES.len())]));
+        (0..next(5)).for_each(|_| value.push_str(PIECES[next(PIECES.len())]));
+        let Ok(mut template) = Template::parse(&text) else { continue };
+        template.bind(|_| 0);
+        let mut event = Event::new(value.as_str(), value.as_str());
+        event.key = (next(4) > 0).then(|| value.as_str().into());
+        event.headers = [("h".into(), value.as_str().into())].into_iter().collect();
+        let columns = [Some(ByteString::from(value.as_str()))];
+        let values = Values { event_type: &event.event_type, event: Some(&event), columns: &columns };
+        let escape = if next(2) == 0 { Escape::None } else { Escape::UrlPath };
+        if let Ok(result) = template.render(values, escape) {
+            // Each place is filled once, with the value as it is or three times as long.
+            assert!(result.len() <= text.len() + 7 * 3 * value.len(), "{text:?} with {value:?} gave {result:?}");
+            assert!(result.len() <= MAX_RENDERED);
+            assert!(escape != Escape::UrlPath || text.contains('.') || text.contains('%') || !has_dot_segment(&result));
+            rendered += 1;
+        }
+    }
+    assert!(rendered > runs / 20, "{rendered} of {runs} were rendered: the pieces are badly chosen");
+}
