@@ -1,6 +1,6 @@
 //! C2, C6, X7 rows, and the commands that show and test routes.
 
-use std::fs::File;
+use std::{fs::File, os::unix::fs::PermissionsExt as _};
 
 use crate::rig::Rig;
 use crate::support::processes;
@@ -149,6 +149,38 @@ fn c2_a_file_of_100_mb_is_refused_by_its_size() {
     let sound = "sinks: { out: { stdout: {} } }\nroutes: [{ event_type: \"**\", to: out }]\n";
     let ended = Walgate::command(&Setup::literal(sound), &["test", "--config", "{config}", &huge]);
     ended.expect(2, &["larger than 1MiB", "test file"]);
+}
+
+#[test]
+fn c2_bombs_are_refused_in_little_memory() {
+    let folder = processes::folder("bombs");
+    let program = folder.join("limited");
+    // An allocation beyond 256 MiB of address space ends the process by a signal instead of with a text.
+    let script = format!("#!/bin/sh\nulimit -v 262144\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_walgate"));
+    std::fs::write(&program, script).expect("a script");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    let level = |name: char, inner: &str| format!("{name}: &{name} [{}]\n", vec![inner; 9].join(", "));
+    let aliases: String = "abcdefghij"
+        .chars()
+        .scan("x".to_owned(), |inner, name| {
+            let line = level(name, inner);
+            *inner = format!("*{name}");
+            Some(line)
+        })
+        .collect();
+    for (bomb, says) in [
+        (aliases, "alias"),
+        (format!("sinks: {}\n", "[".repeat(500_000)), "nest"),
+        (format!("sinks: {}\n", "{a: ".repeat(200_000)), "nest"),
+        (format!("sinks: {{ {} }}\n", "\"".repeat(900_001)), ""),
+    ] {
+        let path = folder.join("bomb.yaml");
+        std::fs::write(&path, &bomb).expect("the file");
+        let setup = Setup::literal("").program(&program);
+        let ended = Walgate::command(&setup, &["check", "--config", &path.display().to_string()]);
+        ended.expect(2, &[says]);
+        assert!(ended.stderr.len() < 4096, "{} bytes of text", ended.stderr.len());
+    }
 }
 
 #[cfg(feature = "nats")]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -112,12 +112,17 @@ impl Postgres {
 
     /// The pid of the server, if it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.process.lock().expect("the server's process").as_ref().map(Process::pid)
+        self.process().as_ref().map(Process::pid)
+    }
+
+    /// Also after a panic while it was held: a destructor that panics as well would hide the first text.
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts the stopped or killed server again: same data, same port. Returns when it takes connections.
     pub fn start_again(&self) {
-        let mut slot = self.process.lock().expect("the server's process");
+        let mut slot = self.process();
         assert!(slot.is_none(), "the server runs already");
         let log = File::options().append(true).create(true).open(self.folder.join("pg.log")).expect("pg.log");
         let settings = [
@@ -168,7 +173,7 @@ impl Postgres {
     /// Fast shutdown. Returns how long it took; fails the test after `deadline`.
     #[track_caller]
     pub fn stop_fast(&self, deadline: Duration) -> Duration {
-        let mut process = self.process.lock().expect("the server's process").take().expect("a server that runs");
+        let mut process = self.process().take().expect("a server that runs");
         let begin = Instant::now();
         process.signal(Signal::INT);
         assert!(process.reap(deadline).is_some(), "the fast shutdown hung past {deadline:?}:\n{}", tail(&self.log()));
@@ -178,7 +183,7 @@ impl Postgres {
     /// Immediate shutdown: like a crash, but that its processes are told.
     #[track_caller]
     pub fn stop_immediate(&self) {
-        let mut process = self.process.lock().expect("the server's process").take().expect("a server that runs");
+        let mut process = self.process().take().expect("a server that runs");
         process.signal(Signal::QUIT);
         assert!(process.reap(wait::DEADLINE).is_some(), "the immediate shutdown hung:\n{}", tail(&self.log()));
     }
@@ -186,7 +191,7 @@ impl Postgres {
     /// Smart shutdown, which waits for all sessions, and a fast one after a pause.
     #[track_caller]
     pub fn stop_smart_then_fast(&self, pause: Duration, deadline: Duration) {
-        let running = self.process.lock().expect("the server's process");
+        let running = self.process();
         running.as_ref().expect("a server that runs").signal(Signal::TERM);
         drop(running);
         wait::watch_for(pause);
@@ -195,7 +200,7 @@ impl Postgres {
 
     /// `kill -9` of all its processes.
     pub fn kill9(&self) {
-        let mut process = self.process.lock().expect("the server's process").take().expect("a server that runs");
+        let mut process = self.process().take().expect("a server that runs");
         // Stopped first: else it may make another child that is not in the list.
         process.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", process.pid());
@@ -210,7 +215,7 @@ impl Postgres {
         assert!(process.reap(wait::DEADLINE).is_some(), "killed and still there");
         // A restart on the same data needs all of them gone: the orphans are reaped by another than us.
         wait::eventually(wait::DEADLINE, "PostgreSQL's processes are gone", || {
-            children.iter().all(|pid| !processes::command_line(*pid).starts_with("postgres"))
+            children.iter().all(|pid| processes::has_ended(*pid))
         });
     }
 

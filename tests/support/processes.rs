@@ -152,6 +152,15 @@ pub fn command_line(pid: u32) -> String {
     read_words(&format!("/proc/{pid}/cmdline"))
 }
 
+/// Whether a process is gone, or only its exit status is left: nothing that it held is held any more. An empty command
+/// line says less: it is empty before the shared memory is detached.
+pub fn has_ended(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit(") ").next()?.chars().next())
+        .is_none_or(|state| matches!(state, 'Z' | 'X'))
+}
+
 /// A line of `/proc/PID/status` in KiB, such as `VmHWM`: the most memory that was ever resident.
 pub fn memory_kib(pid: u32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
