@@ -159,7 +159,7 @@ fn c2_bombs_are_refused_in_little_memory() {
     let script = format!("#!/bin/sh\nulimit -v 262144\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_walgate"));
     std::fs::write(&program, script).expect("a script");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("its mode");
-    let level = |name: char, inner: &str| format!("{name}: &{name} [{}]\n", vec![inner; 9].join(", "));
+    let level = |name: char, inner: &str| format!("{name}: &{name} [{}]\n", [inner; 9].join(", "));
     let aliases: String = "abcdefghij"
         .chars()
         .scan("x".to_owned(), |inner, name| {
