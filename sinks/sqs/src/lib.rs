@@ -1,0 +1,18 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod attributes;
+mod classify;
+mod config;
+mod connector;
+mod ids;
+mod message;
+mod pack;
+mod queue;
+mod queues;
+mod sink;
+mod text;
+mod tls;
+
+pub use config::SqsConfig;
+pub use sink::{SqsFactory, SqsSink};

@@ -1,0 +1,68 @@
+//! Foreign text in error messages: bounded, without control characters, without secrets.
+
+use std::borrow::Cow;
+
+use walgate_sink::Secret;
+
+/// Characters of foreign text in one message at the most.
+const MAX_CHARS: usize = 200;
+/// Bytes that are looked at for them.
+const MAX_BYTES: usize = 4096;
+
+/// A piece of the text that is fit for a log line; empty where there is nothing to show.
+pub(crate) fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
+    let head = bytes.get(..MAX_BYTES).unwrap_or(bytes);
+    let mut text = String::from_utf8_lossy(head);
+    for secret in secrets {
+        if text.contains(secret.expose()) {
+            text = Cow::Owned(text.replace(secret.expose(), "[secret]"));
+        }
+    }
+    let text = text.trim();
+    let mut piece = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == MAX_CHARS {
+            piece.push('…');
+            break;
+        }
+        match c {
+            '\n' | '\r' | '\t' => piece.push(' '),
+            c if is_unfit(c) => piece.extend(c.escape_unicode()),
+            c => piece.push(c),
+        }
+    }
+    piece
+}
+
+/// Control characters, and invisible ones that turn or hide what stands beside them.
+fn is_unfit(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// The innermost cause of an error, as an excerpt.
+pub(crate) fn cause(error: &(dyn std::error::Error + 'static), secrets: &[Secret]) -> String {
+    let innermost = std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error);
+    excerpt(innermost.to_string().as_bytes(), secrets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_are_short_and_harmless() {
+        let secrets = [Secret::new("hunter2-hunter2")];
+        let text = |bytes: &[u8]| excerpt(bytes, &secrets);
+        assert_eq!(text(b""), "");
+        assert_eq!(text(b"  no such order\r\n"), "no such order");
+        assert_eq!(text(b"a\x1b[31mred\0"), "a\\u{1b}[31mred\\u{0}");
+        assert_eq!(text("x\u{202e}y".as_bytes()), "x\\u{202e}y");
+        assert_eq!(text(b"token hunter2-hunter2 is bad"), "token [secret] is bad");
+        assert_eq!(text(&[0xff, b'a']), "\u{fffd}a");
+        let long = text("é".repeat(70_000).as_bytes());
+        assert_eq!(long.chars().count(), MAX_CHARS + 1);
+        assert!(long.ends_with('…'));
+    }
+}
