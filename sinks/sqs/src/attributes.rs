@@ -117,7 +117,9 @@ mod tests {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
         let long = "x".repeat(257);
-        for bad in ["", ".a", "a.", "a..b", "a b", "é", "AWS.x", "amazon.x", "id", "ID", "walgate-key", "Content-Type", &long] {
+        for bad in
+            ["", ".a", "a.", "a..b", "a b", "é", "AWS.x", "amazon.x", "id", "ID", "walgate-key", "Content-Type", &long]
+        {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

@@ -138,7 +138,10 @@ pub(crate) mod tests {
             (message.body.clone(), encoding.map(|(_, value)| value.to_owned()))
         };
         let base64 = || Some("base64".to_owned());
-        assert_eq!(body(PayloadFormat::Json, Some(b"{\"a\":\t\"\xc3\xa9\"}\r\n")), ("{\"a\":\t\"é\"}\r\n".into(), None));
+        assert_eq!(
+            body(PayloadFormat::Json, Some(b"{\"a\":\t\"\xc3\xa9\"}\r\n")),
+            ("{\"a\":\t\"é\"}\r\n".into(), None)
+        );
         assert_eq!(body(PayloadFormat::Text, Some(b"a\x01b")), ("YQFi".into(), base64()));
         assert_eq!(body(PayloadFormat::Text, Some("\u{fffe}".as_bytes())).1, base64());
         assert_eq!(body(PayloadFormat::Text, Some("\u{7f}\u{1f600}".as_bytes())).1, None);

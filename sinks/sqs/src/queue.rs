@@ -62,7 +62,9 @@ fn check_url(url: &str) -> Result<(), String> {
     let rest = rest.ok_or("it is not a URL of a queue: it begins with neither https:// nor http://")?;
     let parts: Vec<&str> = rest.split('/').collect();
     let [host, account @ .., name] = &parts[..] else {
-        return Err("it is not a URL of a queue: write one such as https://sqs.REGION.amazonaws.com/ACCOUNT/NAME".into());
+        return Err(
+            "it is not a URL of a queue: write one such as https://sqs.REGION.amazonaws.com/ACCOUNT/NAME".into()
+        );
     };
     let in_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']');
     if host.is_empty() || !host.chars().all(in_host) {
@@ -160,7 +162,9 @@ mod tests {
         for good in ["orders-{key}", "{event_type[0]}.fifo", "https://host/1/orders-{key}.fifo"] {
             assert_eq!(check_template(good), Ok(()), "{good}");
         }
-        for bad in ["orders.{key}", "https://{key}/1/orders", "https://host/{key}/orders", "https://host/{key}", "a b{key}"] {
+        for bad in
+            ["orders.{key}", "https://{key}/1/orders", "https://host/{key}/orders", "https://host/{key}", "a b{key}"]
+        {
             assert!(check_template(bad).is_err(), "{bad}");
         }
         assert_eq!(base("https://host/1/orders-{key}"), "https://host/1/");
@@ -170,7 +174,9 @@ mod tests {
     #[test]
     fn urls_of_amazon_name_their_region() {
         assert_eq!(region("https://sqs.eu-central-1.amazonaws.com/1/q"), Some("eu-central-1"));
-        for other in ["orders", "http://localhost:4566/1/q", "https://sqs.evil.example/1/q", "https://sqs..amazonaws.com/1/q"] {
+        for other in
+            ["orders", "http://localhost:4566/1/q", "https://sqs.evil.example/1/q", "https://sqs..amazonaws.com/1/q"]
+        {
             assert_eq!(region(other), None, "{other}");
         }
         assert!(is_fifo("a.fifo") && !is_fifo("a"));
