@@ -20,7 +20,7 @@ const STRING: &str = "String";
 /// Characters of a name at the most.
 const MAX_NAME: usize = 256;
 /// W3C trace context: its values are forwarded as they are.
-const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+pub(crate) const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 
 /// Names and values of one message's attributes, all of type `String`.
 #[derive(Clone, Debug, Default)]

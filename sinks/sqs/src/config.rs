@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use walgate_sink::{ConfigIssue, PathSegment, Secret};
+use walgate_sink::{ConfigIssue, Envelope, PathSegment, Secret, envelope::ContentMode};
 
 use crate::{attributes, queue};
 
@@ -27,11 +27,34 @@ pub struct SqsConfig {
     pub session_token: Option<Secret>,
     /// A profile in the AWS configuration files, which may name a role to assume.
     pub profile: Option<String>,
+    /// Roles to assume, one with the credentials of the one before it.
+    #[serde(default)]
+    pub assume_roles: Vec<AssumedRole>,
     /// PEM file with the certificates to trust, in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// Headers of an event that travel as attributes: three at the most.
     #[serde(default = "trace")]
     pub forward_headers: Vec<String>,
+    /// How an event is put into a message.
+    #[serde(default)]
+    pub envelope: Envelope,
+}
+
+/// One of `assume_roles`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssumedRole {
+    /// The role's ARN: `arn:aws:iam::123456789012:role/orders`.
+    pub role_arn: String,
+    /// What the role's trust policy asks of whoever is not of its account.
+    pub external_id: Option<String>,
+    /// The session's name in the account's logs.
+    #[serde(default = "session_name")]
+    pub session_name: String,
+}
+
+fn session_name() -> String {
+    "walgate".to_owned()
 }
 
 fn trace() -> Vec<String> {
@@ -61,6 +84,13 @@ impl SqsConfig {
             issues.push(ConfigIssue::at("ca_file", "it has no effect: `endpoint` is not https"));
         }
         self.check_credentials(&mut issues);
+        self.check_roles(&mut issues);
+        issues.extend(self.envelope.issues());
+        if self.envelope.content_mode() == Some(ContentMode::Binary) {
+            let path = ["envelope", "cloudevents", "mode"].map(|key| PathSegment::Key(key.to_owned()));
+            let message = "SQS has too few attributes for it, and no binding: write structured".to_owned();
+            issues.push(ConfigIssue { path: path.into(), message });
+        }
         self.check_headers(&mut issues);
         issues
     }
@@ -96,6 +126,44 @@ impl SqsConfig {
         }
     }
 
+    fn check_roles(&self, issues: &mut Vec<ConfigIssue>) {
+        let mut wrong = |index: usize, key: &str, message: String| {
+            let path = ["assume_roles", key].map(|key| PathSegment::Key(key.to_owned()));
+            let [list, key] = path;
+            issues.push(ConfigIssue { path: vec![list, PathSegment::Index(index), key], message });
+        };
+        // The grammars of STS's AssumeRole.
+        let of = |text: &str, min: usize, max: usize, marks: &str| {
+            (min..=max).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c))
+        };
+        for (index, role) in self.assume_roles.iter().enumerate() {
+            if index >= MAX_ROLES {
+                wrong(index, "role_arn", format!("a chain has {MAX_ROLES} roles at the most"));
+                break;
+            }
+            let arn = role.role_arn.strip_prefix("arn:").and_then(|rest| rest.split_once(":iam::"));
+            let is_role = |rest: &str| {
+                rest.split_once(":role/").is_some_and(|(account, name)| {
+                    of(account, 12, 12, "")
+                        && account.bytes().all(|b| b.is_ascii_digit())
+                        && of(name, 1, 512, "_+=,.@-/")
+                })
+            };
+            if !arn.is_some_and(|(partition, rest)| of(partition, 1, 32, "-") && is_role(rest)) {
+                let message = "it is not a role's ARN: write one such as arn:aws:iam::123456789012:role/orders";
+                wrong(index, "role_arn", message.to_owned());
+            }
+            if role.external_id.as_deref().is_some_and(|id| !of(id, 2, 1224, "_+=,.@:/-")) {
+                let message = "it must be 2 to 1224 letters, digits and characters of `_+=,.@:/-`";
+                wrong(index, "external_id", message.to_owned());
+            }
+            if !of(&role.session_name, 2, 64, "_=,.@-+") {
+                let message = "it must be 2 to 64 letters, digits and characters of `_=,.@-+`";
+                wrong(index, "session_name", message.to_owned());
+            }
+        }
+    }
+
     fn check_headers(&self, issues: &mut Vec<ConfigIssue>) {
         let room = attributes::MAX - attributes::OWN.len();
         if self.forward_headers.len() > room {
@@ -109,6 +177,12 @@ impl SqsConfig {
         for (index, name) in self.forward_headers.iter().enumerate() {
             let twice = self.forward_headers.iter().take(index).any(|other| other.eq_ignore_ascii_case(name));
             let fault = if twice { Err("it is named twice".to_owned()) } else { attributes::check_name(name) };
+            let fault = match fault {
+                Ok(()) if self.envelope.reserves(name, "") && !matches!(self.envelope, Envelope::CloudEvents(_)) => {
+                    Err("it is one of those that `envelope` sets".to_owned())
+                }
+                checked => checked,
+            };
             if let Err(message) = fault {
                 let path = vec![PathSegment::Key("forward_headers".to_owned()), PathSegment::Index(index)];
                 issues.push(ConfigIssue { path, message });
@@ -123,6 +197,9 @@ impl SqsConfig {
         all.map(|secret| secret.expose().trim()).filter(|text| text.len() >= 6).map(Secret::new).collect()
     }
 }
+
+/// Roles of a chain at the most: each is a request more before the first message.
+const MAX_ROLES: usize = 5;
 
 fn is_region(text: &str) -> bool {
     !text.is_empty()
@@ -148,6 +225,8 @@ fn check_endpoint(endpoint: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    const ARN: &str = "arn:aws:iam::123456789012:role/path/orders";
+
     fn issues(yaml: serde_json::Value) -> Vec<String> {
         let config: SqsConfig = walgate_sink::read_config(&yaml).unwrap();
         let path = |issue: &ConfigIssue| format!("{:?}", issue.path);
@@ -162,6 +241,9 @@ mod tests {
             json!({"queue": "orders", "region": "eu-central-1"}),
             json!({"queue": "https://sqs.eu-central-1.amazonaws.com/123456789012/o-{key}.fifo", "region": "eu-central-1"}),
             json!({"queue": "o", "endpoint": "http://localhost:9324/", "access_key_id": "a", "secret_access_key": "b"}),
+            json!({"assume_roles": [{"role_arn": ARN}, {"role_arn": ARN, "external_id": "x:1", "session_name": "wg"}]}),
+            json!({"envelope": "debezium"}),
+            json!({"envelope": {"cloudevents": {"source": "/shop", "mode": "structured"}}}),
             json!({"profile": "p", "ca_file": "/x", "forward_headers": ["traceparent", "X-Tenant", "a.b"]}),
         ] {
             assert_eq!(issues(sound.clone()), Vec::<String>::new(), "{sound}");
@@ -184,6 +266,13 @@ mod tests {
             (json!({"session_token": "a"}), "goes with"),
             (json!({"access_key_id": "a", "secret_access_key": "b", "profile": "p"}), "given already"),
             (json!({"access_key_id": " ", "secret_access_key": "b"}), "it is empty"),
+            (json!({"assume_roles": [{"role_arn": "orders"}]}), "\"role_arn\""),
+            (json!({"assume_roles": [{"role_arn": ARN}, {"role_arn": ARN, "external_id": "a b"}]}), "Index(1)"),
+            (json!({"assume_roles": [{"role_arn": ARN, "session_name": "x"}]}), "2 to 64"),
+            (json!({"assume_roles": vec![json!({"role_arn": ARN}); 6]}), "5 roles at the most"),
+            (json!({"envelope": {"cloudevents": {"mode": "binary"}}}), "write structured"),
+            (json!({"envelope": {"cloudevents": {"source": ""}}}), "it is empty"),
+            (json!({"envelope": "debezium", "forward_headers": ["eventtype"]}), "that `envelope` sets"),
             (json!({"forward_headers": ["a", "b", "c", "d"]}), "name 3 headers at the most"),
             (json!({"forward_headers": ["a", "A"]}), "named twice"),
             (json!({"forward_headers": ["id"]}), "Index(0)"),

@@ -2,8 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
-use aws_credential_types::provider::error::CredentialsError;
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig, retry::RetryConfig, sts::AssumeRoleProvider, timeout::TimeoutConfig,
+};
+use aws_credential_types::provider::{SharedCredentialsProvider, error::CredentialsError};
 use aws_sdk_sqs::{
     Client,
     config::{Credentials, StalledStreamProtectionConfig},
@@ -112,10 +114,32 @@ impl Connector {
         }
         // Only SQS's: roles are assumed where they are.
         let mut own = aws_sdk_sqs::config::Builder::from(&shared);
+        if let Some(credentials) = self.assumed(&shared).await? {
+            own = own.credentials_provider(credentials);
+        }
         if let Some(endpoint) = &self.config.endpoint {
             own = own.endpoint_url(endpoint.trim_end_matches('/'));
         }
         Ok(Client::from_conf(own.build()))
+    }
+
+    /// The credentials at the end of the chain of roles; `None` without one. They are asked for when they are needed, and
+    /// again before they end.
+    async fn assumed(&self, shared: &SdkConfig) -> Result<Option<SharedCredentialsProvider>, Trouble> {
+        if self.config.assume_roles.is_empty() {
+            return Ok(None);
+        }
+        let nothing = || Trouble::NoCredentials("there are none to assume a role with".to_owned());
+        let mut provider = shared.credentials_provider().ok_or_else(nothing)?;
+        for role in &self.config.assume_roles {
+            let mut next =
+                AssumeRoleProvider::builder(&role.role_arn).session_name(&role.session_name).configure(shared);
+            if let Some(id) = &role.external_id {
+                next = next.external_id(id);
+            }
+            provider = SharedCredentialsProvider::new(next.build_from_provider(provider).await);
+        }
+        Ok(Some(provider))
     }
 
     /// What became of a request that brought no success.

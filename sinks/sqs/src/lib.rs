@@ -14,5 +14,5 @@ mod sink;
 mod text;
 mod tls;
 
-pub use config::SqsConfig;
+pub use config::{AssumedRole, SqsConfig};
 pub use sink::{SqsFactory, SqsSink};

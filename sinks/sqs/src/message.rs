@@ -1,7 +1,7 @@
 //! From a delivery to its message.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use walgate_sink::{Delivery, Event, PayloadFormat, RejectReason, Rejection};
+use walgate_sink::{Delivery, Envelope, Event, PayloadFormat, RejectReason, Rejection, envelope::DEBEZIUM_KEY};
 
 use crate::{
     attributes::{self, Attributes},
@@ -23,13 +23,25 @@ pub(crate) struct Message {
 
 impl Message {
     /// The message of a delivery to a queue; `forwarded` names the headers that travel.
-    pub(crate) fn build(index: usize, delivery: &Delivery, to: &str, forwarded: &[String]) -> Result<Self, Rejection> {
+    pub(crate) fn build(
+        index: usize,
+        delivery: &Delivery,
+        to: &str,
+        forwarded: &[String],
+        envelope: &Envelope,
+    ) -> Result<Self, Rejection> {
         let event = &delivery.event;
         if event.id.is_empty() || delivery.dedup_id.is_empty() {
             let message = "the event's id is empty, and consumers deduplicate by it";
             return Err(Rejection::new(RejectReason::InvalidEvent, message));
         }
-        let (body, encoding) = body_of(event);
+        let (body, attributes) = match envelope {
+            Envelope::Raw => {
+                let (body, encoding) = body_of(event.body(), event.format);
+                (body, raw(event, encoding, forwarded))
+            }
+            envelope => enveloped(event, envelope, forwarded)?,
+        };
         let (group, dedup) = if queue::is_fifo(to) {
             // An event without a key has no order to keep: a group of its own.
             let group = delivery.ordering_key.as_ref().unwrap_or(&delivery.dedup_id);
@@ -39,7 +51,6 @@ impl Message {
             let group = delivery.target.get("group").filter(|group| !group.is_empty());
             (group.map(|group| ids::legal(group).into_owned()), None)
         };
-        let attributes = attributes_of(event, encoding, forwarded);
         Ok(Message { index, body, attributes, group, dedup })
     }
 
@@ -65,13 +76,12 @@ impl Message {
 }
 
 /// The body, and what was done to the payload for it.
-fn body_of(event: &Event) -> (String, Option<&'static str>) {
-    let bytes = event.body();
+fn body_of(bytes: &[u8], format: PayloadFormat) -> (String, Option<&'static str>) {
     if bytes.is_empty() {
         return (EMPTY.to_owned(), Some("empty"));
     }
     match std::str::from_utf8(bytes) {
-        Ok(text) if event.format != PayloadFormat::Binary && text.chars().all(is_legal) => (text.to_owned(), None),
+        Ok(text) if format != PayloadFormat::Binary && text.chars().all(is_legal) => (text.to_owned(), None),
         _ => (STANDARD.encode(bytes), Some("base64")),
     }
 }
@@ -81,7 +91,46 @@ fn is_legal(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}')
 }
 
-fn attributes_of(event: &Event, encoding: Option<&str>, forwarded: &[String]) -> Attributes {
+/// Body and attributes in another envelope than `raw`.
+fn enveloped(event: &Event, envelope: &Envelope, forwarded: &[String]) -> Result<(String, Attributes), Rejection> {
+    let enveloped = envelope.wrap(event)?;
+    // A document is text, whatever the payload in it.
+    let format = match envelope {
+        Envelope::CloudEvents(_) => PayloadFormat::Json,
+        _ => event.format,
+    };
+    let (body, encoding) = body_of(enveloped.body.as_deref().unwrap_or_default(), format);
+    let mut attributes = Attributes::default();
+    if matches!(envelope, Envelope::CloudEvents(_)) {
+        // The others are in the document; this one is for consumers that know no CloudEvents.
+        attributes.add(attributes::ID, &event.id);
+    }
+    for (name, value) in enveloped.attributes.iter().filter(|(name, _)| !attributes::TRACE.contains(&&**name)) {
+        attributes.add(name, value);
+    }
+    if let Some(key) = event.key.as_ref().filter(|_| *envelope == Envelope::Debezium) {
+        attributes.add(DEBEZIUM_KEY, key);
+    }
+    if let Some(content_type) = enveloped.content_type {
+        attributes.add(attributes::CONTENT_TYPE, content_type);
+    }
+    close(&mut attributes, event, encoding, forwarded);
+    Ok((body, attributes))
+}
+
+/// What is the same in every envelope: what was done to the payload, and the headers that travel.
+fn close(attributes: &mut Attributes, event: &Event, encoding: Option<&str>, forwarded: &[String]) {
+    if let Some(encoding) = encoding {
+        attributes.add(attributes::ENCODING, encoding);
+    }
+    for name in forwarded {
+        if let Some((_, value)) = event.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name)) {
+            attributes.add(name, value);
+        }
+    }
+}
+
+fn raw(event: &Event, encoding: Option<&str>, forwarded: &[String]) -> Attributes {
     let mut attributes = Attributes::default();
     attributes.add(attributes::ID, &event.id);
     attributes.add(attributes::EVENT_TYPE, &event.event_type);
@@ -93,20 +142,13 @@ fn attributes_of(event: &Event, encoding: Option<&str>, forwarded: &[String]) ->
     if event.payload.is_some() {
         attributes.add(attributes::CONTENT_TYPE, event.format.content_type());
     }
-    if let Some(encoding) = encoding {
-        attributes.add(attributes::ENCODING, encoding);
-    }
-    for name in forwarded {
-        if let Some((_, value)) = event.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name)) {
-            attributes.add(name, value);
-        }
-    }
+    close(&mut attributes, event, encoding, forwarded);
     attributes
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use walgate_sink::{Bytes, SinkFactory as _, Target};
+    use walgate_sink::{Bytes, SinkFactory as _, Target, envelope::ContentMode};
 
     use super::*;
     use crate::SqsFactory;
@@ -127,7 +169,7 @@ pub(crate) mod tests {
 
     fn build(delivery: &Delivery) -> Message {
         let to = delivery.target.get("queue").cloned().unwrap_or_default();
-        Message::build(0, delivery, &to, &["Tenant".to_owned()]).unwrap()
+        Message::build(0, delivery, &to, &["Tenant".to_owned()], &Envelope::Raw).unwrap()
     }
 
     #[test]
@@ -156,7 +198,7 @@ pub(crate) mod tests {
         let mut delivery = delivery("q", Some("k 1"), Some(b"\x00"), PayloadFormat::Text);
         let names = ["traceparent", "tracestate", "Tenant"];
         delivery.event.headers = names.map(|name| (name.into(), "v".into())).into_iter().collect();
-        let message = Message::build(0, &delivery, "q", &names.map(str::to_owned)).unwrap();
+        let message = Message::build(0, &delivery, "q", &names.map(str::to_owned), &Envelope::Raw).unwrap();
         let names: Vec<_> = message.attributes.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), attributes::MAX);
         assert_eq!(names[..7], attributes::OWN);
@@ -179,5 +221,32 @@ pub(crate) mod tests {
         let mut fair = delivery("q", None, Some(b"1"), PayloadFormat::Json);
         fair.target = Target::new(SqsFactory::TARGET, [Some("q".into()), Some("tenant 1".into())]);
         assert!(build(&fair).group.is_some_and(|group| group.starts_with("sha256-")));
+    }
+
+    #[test]
+    fn other_envelopes_stay_within_the_attributes() {
+        let mut delivery = delivery("q", Some("k 1"), Some(b"{\"n\":1}"), PayloadFormat::Json);
+        delivery.event.headers = ["traceparent", "Tenant"].map(|name| (name.into(), "v".into())).into_iter().collect();
+        let forwarded = ["traceparent", "tracestate", "Tenant"].map(str::to_owned);
+        let seen = |delivery: &Delivery, envelope: serde_json::Value| {
+            let envelope: Envelope = serde_json::from_value(envelope).unwrap();
+            let message =
+                Message::build(0, delivery, "q", &forwarded, &envelope.or_mode(ContentMode::Structured)).unwrap();
+            let attributes = message.attributes.iter().map(|(name, value)| format!("{name}={value}"));
+            (message.body.clone(), attributes.collect::<Vec<_>>().join(" "))
+        };
+        let (body, attributes) = seen(&delivery, "debezium".into());
+        assert_eq!(body, "{\"n\":1}");
+        assert_eq!(
+            attributes,
+            "id=e1 eventType=order.created aggregateid=k 1 content-type=application/json traceparent=v Tenant=v"
+        );
+        let (body, attributes) = seen(&delivery, "cloudevents".into());
+        assert!(body.starts_with("{\"specversion\":\"1.0\",\"id\":\"e1\"") && body.contains("\"data\":{\"n\":1}"));
+        assert_eq!(attributes, "id=e1 content-type=application/cloudevents+json traceparent=v Tenant=v");
+        // SQS takes no U+FFFF, which JSON may hold.
+        delivery.event.payload = Some(Bytes::from_static("\"\u{ffff}\"".as_bytes()));
+        let (body, attributes) = seen(&delivery, "cloudevents".into());
+        assert!(!body.contains('{') && attributes.contains("walgate-encoding=base64"), "{body} {attributes}");
     }
 }

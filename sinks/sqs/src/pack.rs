@@ -42,14 +42,15 @@ pub(crate) fn packs(messages: Vec<Message>, ordered: bool) -> (Vec<Vec<Message>>
 
 #[cfg(test)]
 mod tests {
-    use walgate_sink::PayloadFormat;
+    use walgate_sink::{Envelope, PayloadFormat};
 
     use super::*;
     use crate::message::tests::delivery;
 
     fn message(index: usize, group: Option<&str>, body: usize) -> Message {
         let mut message =
-            Message::build(index, &delivery("q", None, Some(b"1"), PayloadFormat::Json), "q", &[]).unwrap();
+            Message::build(index, &delivery("q", None, Some(b"1"), PayloadFormat::Json), "q", &[], &Envelope::Raw)
+                .unwrap();
         message.group = group.map(str::to_owned);
         message.body = "x".repeat(body);
         message

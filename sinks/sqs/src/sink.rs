@@ -13,8 +13,8 @@ use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout_at};
 use walgate_sink::{
-    Batch, ByteString, Capabilities, ConfigIssue, DeliveryReport, Escape, Failure, FailureKind, Outcome, RejectReason,
-    Rejection, Sink, SinkContext, SinkError, SinkFactory, TargetField,
+    Batch, ByteString, Capabilities, ConfigIssue, DeliveryReport, Envelope, Escape, Failure, FailureKind, Outcome,
+    RejectReason, Rejection, Sink, SinkContext, SinkError, SinkFactory, TargetField, envelope::ContentMode,
 };
 
 use crate::{
@@ -73,6 +73,7 @@ pub struct SqsSink {
     /// The configured queue, or its template.
     queue: Option<String>,
     forward_headers: Vec<String>,
+    envelope: Envelope,
     timeout: Duration,
     closed: AtomicBool,
     /// What was logged of queues, so that it is said once.
@@ -102,6 +103,7 @@ impl SqsSink {
             name: Arc::clone(&context.name),
             queue: config.queue.clone(),
             forward_headers: config.forward_headers.clone(),
+            envelope: config.envelope.clone().or_mode(ContentMode::Structured),
             timeout: context.timeout,
             closed: AtomicBool::new(false),
             said: Mutex::default(),
@@ -149,7 +151,8 @@ impl SqsSink {
         for (index, delivery) in batch.iter().enumerate() {
             let to = delivery.target.get("queue").cloned().unwrap_or_default();
             let message = self.check_queue(&to);
-            let message = message.and_then(|()| Message::build(index, delivery, &to, &self.forward_headers));
+            let message =
+                message.and_then(|()| Message::build(index, delivery, &to, &self.forward_headers, &self.envelope));
             match message {
                 Err(rejection) => report.rejected(index, rejection),
                 Ok(message) => match queues.iter_mut().find(|(queue, _)| *queue == to) {
