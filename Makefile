@@ -36,6 +36,7 @@ lint: ## format, clippy with warnings denied, each feature on its own, licences
 	$(CARGO) clippy --locked --no-default-features --features webhook --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features nats --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features rabbitmq --lib --bins -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features sqs --lib --bins -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	 else echo "cargo-deny is not installed: licences and duplicate crates were not checked (cargo install cargo-deny)"; fi
 

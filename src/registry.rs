@@ -7,7 +7,8 @@ use walgate_sink::{ErasedFactory, SinkFactory, erase};
 use crate::config::KindCatalog;
 
 /// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
-pub const OPTIONAL_KINDS: &[(&str, &str)] = &[("nats", "nats"), ("rabbitmq", "rabbitmq"), ("webhook", "webhook")];
+pub const OPTIONAL_KINDS: &[(&str, &str)] =
+    &[("nats", "nats"), ("rabbitmq", "rabbitmq"), ("sqs", "sqs"), ("webhook", "webhook")];
 
 /// Sink factories by kind.
 #[derive(Clone, Default)]
@@ -26,6 +27,8 @@ impl Registry {
         let registry = registry.with::<walgate_sink_nats::NatsFactory>();
         #[cfg(feature = "rabbitmq")]
         let registry = registry.with::<walgate_sink_rabbitmq::RabbitmqFactory>();
+        #[cfg(feature = "sqs")]
+        let registry = registry.with::<walgate_sink_sqs::SqsFactory>();
         #[cfg(feature = "webhook")]
         let registry = registry.with::<walgate_sink_webhook::WebhookFactory>();
         registry
@@ -77,6 +80,7 @@ mod tests {
         let compiled = [
             ("nats", cfg!(feature = "nats")),
             ("rabbitmq", cfg!(feature = "rabbitmq")),
+            ("sqs", cfg!(feature = "sqs")),
             ("webhook", cfg!(feature = "webhook")),
         ];
         assert_eq!(compiled.map(|(kind, _)| kind), *OPTIONAL_KINDS.iter().map(|(kind, _)| *kind).collect::<Vec<_>>());

@@ -24,7 +24,7 @@ pub enum LogFormat {
 
 /// Libraries that log by themselves what their sink reports, at levels of their own: said once is enough (and lapin shows
 /// a returned message with its payload). A filter that names one switches it on again.
-const SILENT: &str = "async_nats=off,lapin=off";
+const SILENT: &str = "async_nats=off,aws_=off,lapin=off";
 
 /// Starts logging. `filter` is a `tracing` filter such as `info` or `walgate=debug`. Only the first call counts.
 ///

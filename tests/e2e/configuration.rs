@@ -130,7 +130,7 @@ fn configurations(document: &str) -> Vec<String> {
     blocks.filter(whole).map(str::to_owned).collect()
 }
 
-#[cfg(all(feature = "nats", feature = "webhook", feature = "rabbitmq"))]
+#[cfg(all(feature = "nats", feature = "webhook", feature = "rabbitmq", feature = "sqs"))]
 #[test]
 fn the_configurations_in_the_documents_load() {
     let password = crate::support::processes::folder("password").join("secret");
@@ -140,6 +140,7 @@ fn the_configurations_in_the_documents_load() {
         ("README.md", include_str!("../../README.md")),
         ("sinks/nats", include_str!("../../sinks/nats/README.md")),
         ("sinks/rabbitmq", include_str!("../../sinks/rabbitmq/README.md")),
+        ("sinks/sqs", include_str!("../../sinks/sqs/README.md")),
         ("sinks/webhook", include_str!("../../sinks/webhook/README.md")),
         ("sinks/stdout", include_str!("../../sinks/stdout/README.md")),
         ("sinks/discard", include_str!("../../sinks/discard/README.md")),

@@ -37,6 +37,8 @@ mod skeleton;
 #[cfg(feature = "nats")]
 mod soak;
 mod source_faults;
+#[cfg(feature = "sqs")]
+mod sqs;
 mod streams;
 mod wal_positions;
 #[cfg(feature = "webhook")]

@@ -29,6 +29,8 @@ pub mod proxy;
 pub mod rabbitmq;
 pub mod receiver;
 pub mod sql;
+#[cfg(feature = "sqs")]
+pub mod sqs;
 pub mod wait;
 pub mod walgate;
 pub mod witness;
