@@ -11,7 +11,8 @@ help: ## show this list
 setup: ## install what the demo and the tests need and this machine lacks
 	@tests/setup.sh
 
-build: setup ## build the release binary: target/release/walgate
+build: ## build the release binary: target/release/walgate
+	@tests/setup.sh demo
 	$(CARGO) build --release --locked
 
 demo: build ## the vanished order, and how it becomes impossible (a PostgreSQL of its own, under a minute)

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Makes sure that this machine has what the demo and the tests start: PostgreSQL's server, nats-server, RabbitMQ and openssl.
+# Makes sure that this machine has what the demo and the tests start: PostgreSQL's server and openssl; for the tests also
+# nats-server, RabbitMQ, ministack and ElasticMQ.
 # Installs Debian packages as root; without root it takes the servers from checked downloads into .cache/.
 # Prints only what it does; says exactly what to type where it can do nothing.
 #
-#   tests/setup.sh                 what `make demo` and `make test` need
+#   tests/setup.sh                 what `make test` needs
+#   tests/setup.sh demo            what `make build` and `make demo` need
 #   tests/setup.sh postgres 18     PostgreSQL 18 (14 to 18) into .cache/postgresql/18, for `make test-matrix`
 #   tests/setup.sh nats 2.15       nats-server 2.15 into .cache/nats-2.15, for the same
 set -euo pipefail
@@ -138,6 +140,8 @@ if ! postgres_found; then
   postgres_found || die "PostgreSQL 14 to 18 is missing (initdb and postgres). Install it (Debian: apt-get install postgresql), or name its bin folder in WALGATE_TEST_PG_BIN"
 fi
 
+[ "${1:-}" != demo ] || exit 0
+
 nats_found() {
   [ -x "${WALGATE_TEST_NATS_SERVER:-}" ] || [ -x /usr/sbin/nats-server ] || [ -x "$CACHE/nats/nats-server" ] \
     || command -v nats-server >/dev/null
@@ -155,4 +159,58 @@ rabbitmq_found() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && command -v ep
 if ! rabbitmq_found; then
   ! root_with_apt || apt_install rabbitmq-server || true
   rabbitmq_found || die "RabbitMQ (3.10 or later) is missing: there is no download of it for a machine without root. Install it (Debian: apt-get install --no-install-recommends rabbitmq-server)"
+fi
+
+# Java runs the jars of ElasticMQ, and Maven fetches them.
+java_found() { command -v java >/dev/null && command -v mvn >/dev/null; }
+
+if ! java_found; then
+  ! root_with_apt || apt_install openjdk-17-jre-headless maven || true
+  java_found || die "Java 17 or later and Maven are missing. Install them (Debian: apt-get install --no-install-recommends openjdk-17-jre-headless maven)"
+fi
+
+# $2 (group:artifact:version) and all it needs into .cache/$1, each jar checked by the list tests/$1.sha256.
+jars() { # name, artifacts...
+  local name=$1 tmp coordinates group artifact version
+  shift
+  [ ! -d "$CACHE/$name" ] || (cd "$CACHE/$name" && sha256sum --check --status --strict "$OLDPWD/tests/$name.sha256") || rm -rf "${CACHE:?}/$name"
+  [ ! -d "$CACHE/$name" ] || return 0
+  say "fetching $* with Maven into .cache/$name"
+  tmp=$(mktemp -d)
+  {
+    echo '<project><modelVersion>4.0.0</modelVersion><groupId>t</groupId><artifactId>t</artifactId><version>1</version><packaging>pom</packaging><dependencies>'
+    for coordinates in "$@"; do
+      IFS=: read -r group artifact version <<< "$coordinates"
+      echo "<dependency><groupId>$group</groupId><artifactId>$artifact</artifactId><version>$version</version></dependency>"
+    done
+    echo '</dependencies></project>'
+  } > "$tmp/pom.xml"
+  if (cd "$tmp" && mvn -B -q dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$tmp/jars" >&2) \
+    && (cd "$tmp/jars" && sha256sum --check --status --strict "$OLDPWD/tests/$name.sha256"); then
+    mkdir -p "$CACHE"
+    mv "$tmp/jars" "$CACHE/$name"
+    rm -rf "$tmp"
+    return 0
+  fi
+  rm -rf "$tmp"
+  return 1
+}
+
+jars elasticmq org.elasticmq:elasticmq-server_2.13:1.7.1 || die "ElasticMQ could not be fetched with Maven, or is not what tests/elasticmq.sha256 says"
+
+# ministack, a server that speaks like SQS, in a Python environment of its own.
+ministack_found() { "$CACHE/ministack/bin/python3" -c 'import ministack.services.sqs' 2>/dev/null; }
+
+ministack_from_pip() {
+  command -v python3 >/dev/null || return 1
+  say "fetching ministack with pip into .cache/ministack"
+  rm -rf "$CACHE/ministack"
+  mkdir -p "$CACHE"
+  { python3 -m venv "$CACHE/ministack" 2>/dev/null || { root_with_apt && apt_install python3-venv && python3 -m venv "$CACHE/ministack"; }; } \
+    && "$CACHE/ministack/bin/pip" install -q --disable-pip-version-check -r tests/ministack.txt >&2
+}
+
+if ! ministack_found; then
+  ministack_from_pip || true
+  ministack_found || die "ministack (a server for the tests of the sink sqs) could not be installed. It needs python3 with venv (Debian: apt-get install python3-venv) and a Python package index"
 fi

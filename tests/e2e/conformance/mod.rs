@@ -3,6 +3,8 @@
 
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "sqs")]
+mod sqs;
 #[cfg(feature = "webhook")]
 mod webhook;
 

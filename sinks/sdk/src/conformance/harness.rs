@@ -127,6 +127,8 @@ pub struct Carries {
     pub headers: bool,
     /// Any bytes can be a payload.
     pub binary: bool,
+    /// Events of different keys arrive in the order of their batch: not where a receiver has an order within a key only.
+    pub batch_order: bool,
     /// Bytes of the largest payload that must arrive.
     pub largest: usize,
     /// Bytes of a payload that the sink must reject as too large, if there is such a bound.
@@ -135,7 +137,7 @@ pub struct Carries {
 
 impl Default for Carries {
     fn default() -> Self {
-        Carries { key: true, headers: true, binary: true, largest: 200_000, too_large: None }
+        Carries { key: true, headers: true, binary: true, batch_order: true, largest: 200_000, too_large: None }
     }
 }
 
@@ -151,6 +153,13 @@ impl Carries {
     #[must_use]
     pub fn with_binary(mut self, binary: bool) -> Self {
         self.binary = binary;
+        self
+    }
+
+    /// Sets [`Carries::batch_order`].
+    #[must_use]
+    pub fn with_batch_order(mut self, batch_order: bool) -> Self {
+        self.batch_order = batch_order;
         self
     }
 

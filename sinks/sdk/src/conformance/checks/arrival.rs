@@ -101,6 +101,9 @@ pub(super) fn order_in_batch(kit: &mut Kit<'_>) -> Result<(), Fault> {
     if sink.capabilities().max_batch < 2 {
         return Err(Fault::Skipped("the sink takes one delivery at a time"));
     }
+    if !kit.harness.carries().batch_order {
+        return Err(Fault::Skipped("the receiver keeps an order within a key only"));
+    }
     let deliveries = kit.each("batched", sink.capabilities().max_batch.min(100));
     let outcomes = kit.attempt(&sink, &deliveries)?;
     if let Some(outcome) = outcomes.iter().find(|outcome| !is_acknowledged(outcome)) {
