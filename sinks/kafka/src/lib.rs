@@ -1,7 +1,25 @@
-//! The sink `kafka`: events to topics of Apache Kafka.
-use rdkafka as _;
-use serde as _;
-use serde_json as _;
-use tokio as _;
-use tracing as _;
-use walgate_sink as _;
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod classify;
+mod config;
+mod context;
+mod flights;
+mod generation;
+mod held;
+mod link;
+mod look;
+mod message;
+mod notices;
+mod properties;
+mod sink;
+mod statistics;
+mod text;
+mod token;
+mod topic;
+mod topics;
+
+pub use config::{
+    Compression, CreateTopics, KafkaConfig, Mechanism, Oidc, Partitioner, SaslConfig, Scalar, TlsConfig,
+};
+pub use sink::{KafkaFactory, KafkaSink};

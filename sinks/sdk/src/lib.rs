@@ -9,6 +9,7 @@ pub mod envelope;
 mod event;
 mod factory;
 mod lsn;
+mod reading;
 mod report;
 mod secret;
 mod sink;
@@ -25,6 +26,7 @@ pub use factory::{
     ConfigIssue, ErasedFactory, ParsedConfig, PathSegment, SinkContext, SinkFactory, TargetCheck, erase,
 };
 pub use lsn::{Lsn, ParseLsnError, Position};
+pub use reading::{Reading, ReadingKind};
 pub use report::{DeliveryReport, Failure, FailureKind, Outcome, RejectReason, Rejection};
 pub use secret::Secret;
 pub use sink::{BoxFuture, Capabilities, DynSink, Sink, SinkError, SinkErrorKind};

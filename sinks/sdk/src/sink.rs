@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin};
 
-use crate::{Batch, DeliveryReport};
+use crate::{Batch, DeliveryReport, Reading};
 
 /// A future on the heap, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -26,6 +26,11 @@ pub trait Sink: Send + Sync + 'static {
     /// What the last check that passed has found to be a risk, such as storage that does not survive a restart; one
     /// sentence each, for the operator.
     fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Numbers that the sink's client library counts, for the metrics; asked at each scrape, so it must not wait.
+    fn readings(&self) -> Vec<Reading> {
         Vec::new()
     }
 
@@ -119,6 +124,8 @@ pub trait DynSink: Send + Sync {
     fn check(&self) -> BoxFuture<'_, Result<(), SinkError>>;
     /// See [`Sink::warnings`].
     fn warnings(&self) -> Vec<String>;
+    /// See [`Sink::readings`].
+    fn readings(&self) -> Vec<Reading>;
     /// See [`Sink::close`].
     fn close(&self) -> BoxFuture<'_, ()>;
     /// See [`Sink::capabilities`].
@@ -136,6 +143,10 @@ impl<S: Sink> DynSink for S {
 
     fn warnings(&self) -> Vec<String> {
         Sink::warnings(self)
+    }
+
+    fn readings(&self) -> Vec<Reading> {
+        Sink::readings(self)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -1,0 +1,263 @@
+//! Looking at the cluster, apart from what is being sent: whether it is there, whether a topic is, and what is a risk in
+//! its settings.
+//!
+//! Each look has clients of its own, so that it finds things as they are now, not as a client remembers them. Their calls
+//! block: they run on a thread of their own, which nobody has to wait for.
+
+mod settings;
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::Client,
+    config::FromClientConfigAndContext as _,
+    error::{KafkaError, RDKafkaErrorCode},
+    producer::{BaseProducer, Producer as _},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+    time::timeout_at,
+};
+use walgate_sink::{ByteString, SinkError};
+
+use crate::{
+    CreateTopics, classify,
+    context::{Context, Surroundings},
+    notices::Notices,
+    text,
+    topics::Facts,
+};
+
+/// What one question may take before what else was heard is looked at.
+const STEP: Duration = Duration::from_millis(100);
+/// How long a topic that is not there is waited for: brokers that make topics by themselves do so when they are asked.
+const APPEARING: Duration = Duration::from_millis(600);
+
+/// What came of looking for a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    There(Facts),
+    /// Why not.
+    Not(RDKafkaErrorCode),
+}
+
+/// How the cluster is looked at.
+#[derive(Clone)]
+pub(crate) struct Lookout {
+    client: ClientConfig,
+    surroundings: Surroundings,
+    place: String,
+    create: Option<CreateTopics>,
+}
+
+impl std::fmt::Debug for Lookout {
+    // The client's settings hold passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lookout").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Lookout {
+    pub(crate) fn new(
+        client: ClientConfig,
+        surroundings: Surroundings,
+        place: String,
+        create: Option<CreateTopics>,
+    ) -> Self {
+        Lookout { client, surroundings, place, create }
+    }
+
+    /// Looks for topics, and makes those that are missing where that is configured. Settings are read of `settings_of`.
+    pub(crate) async fn topics(
+        &self,
+        topics: Vec<ByteString>,
+        settings_of: Option<&str>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Vec<(ByteString, Found)>, SinkError> {
+        let settings_of = settings_of.map(ByteString::from);
+        self.run(deadline, move |look| {
+            let mut found = Vec::with_capacity(topics.len());
+            for topic in topics {
+                let with_settings = settings_of.as_ref() == Some(&topic);
+                let what = look.topic(&topic, with_settings)?;
+                found.push((topic, what));
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Whether a broker answers, and lets the client in.
+    pub(crate) async fn cluster(&self, deadline: tokio::time::Instant) -> Result<(), SinkError> {
+        self.run(deadline, Look::cluster).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        deadline: tokio::time::Instant,
+        work: impl FnOnce(&mut Look) -> Result<T, SinkError> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        let (done, result) = oneshot::channel();
+        let (lookout, runtime, until) = (self.clone(), Handle::current(), deadline.into_std());
+        std::thread::Builder::new()
+            .name("walgate-kafka-look".to_owned())
+            .spawn(move || {
+                let result = Look::start(lookout, runtime, until).and_then(|mut look| work(&mut look));
+                let _ = done.send(result);
+            })
+            .map_err(|error| SinkError::retryable(format!("no thread to look at {} with: {error}", self.place)))?;
+        match timeout_at(deadline, result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(SinkError::retryable(format!("looking at {} ended by itself", self.place))),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    fn silent(&self) -> SinkError {
+        SinkError::retryable(format!("{} does not answer within the time of an attempt", self.place))
+    }
+}
+
+/// One look.
+struct Look {
+    lookout: Lookout,
+    runtime: Handle,
+    until: Instant,
+    client: BaseProducer<Context>,
+    notices: watch::Receiver<Notices>,
+}
+
+impl Look {
+    fn start(lookout: Lookout, runtime: Handle, until: Instant) -> Result<Self, SinkError> {
+        let (context, notices) = Context::looking(&lookout.surroundings);
+        let client = BaseProducer::from_config_and_context(&lookout.client, context).map_err(|error| {
+            let why = match &error {
+                KafkaError::ClientCreation(why) | KafkaError::ClientConfig(_, why, _, _) => why.clone(),
+                other => other.to_string(),
+            };
+            let why = text::excerpt(why.as_bytes(), &lookout.surroundings.secrets);
+            SinkError::fatal(format!("no client for {} can be made: {why}: check `tls` and `sasl`", lookout.place))
+        })?;
+        Ok(Look { lookout, runtime, until, client, notices })
+    }
+
+    /// Asks until there is an answer, the cluster is known to be out of reach, or the time is over.
+    fn ask<T>(&mut self, question: impl Fn(&Client<Context>, Duration) -> Option<T>) -> Result<T, SinkError> {
+        loop {
+            // Serves what the client calls back, such as the wish for a token.
+            self.client.poll(Duration::ZERO);
+            if let Some(answer) = question(self.client.client(), STEP) {
+                return Ok(answer);
+            }
+            self.client.poll(Duration::ZERO);
+            let notices = self.notices.borrow();
+            if notices.refused > 0 {
+                return Err(classify::unwelcome(&self.lookout.place, &notices));
+            }
+            if notices.down > 0 {
+                return Err(classify::unreachable(&self.lookout.place, &notices));
+            }
+            if Instant::now() >= self.until {
+                return Err(match notices.complaint() {
+                    Some(_) => classify::unreachable(&self.lookout.place, &notices),
+                    None => self.lookout.silent(),
+                });
+            }
+        }
+    }
+
+    fn cluster(&mut self) -> Result<(), SinkError> {
+        self.ask(|client, step| client.fetch_cluster_id(step).map(|_| ()))
+    }
+
+    fn topic(&mut self, topic: &str, with_settings: bool) -> Result<Found, SinkError> {
+        let mut appears_until = Instant::now() + APPEARING;
+        let mut made = false;
+        loop {
+            let (error, replicas) = self.ask(|client, step| {
+                let metadata = client.fetch_metadata(Some(topic), step).ok()?;
+                let found = metadata.topics().iter().find(|found| found.name() == topic)?;
+                let replicas = found.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+                Some((found.error().map(RDKafkaErrorCode::from), replicas))
+            })?;
+            match error {
+                None if replicas > 0 => {
+                    let settings = if with_settings { self.settings(topic) } else { None };
+                    return Ok(Found::There(settings::facts(topic, replicas, settings.as_ref())));
+                }
+                Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+                    if self.lookout.create.is_some() && !made =>
+                {
+                    self.make(topic)?;
+                    made = true;
+                    appears_until = self.until;
+                }
+                // One that is just being made has no leader yet.
+                None | Some(RDKafkaErrorCode::LeaderNotAvailable) if Instant::now() < self.until => {}
+                Some(code @ (RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
+                    if Instant::now() >= appears_until.min(self.until) {
+                        return Ok(Found::Not(code));
+                    }
+                }
+                Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)) => {
+                    return Ok(Found::Not(code));
+                }
+                _ => return Err(self.lookout.silent()),
+            }
+            // Asking does not wait, and the answer takes the cluster a moment to change.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn admin(&self) -> Result<AdminClient<Context>, KafkaError> {
+        let (context, _) = Context::looking(&self.lookout.surroundings);
+        AdminClient::from_config_and_context(&self.lookout.client, context)
+    }
+
+    fn options(&self) -> AdminOptions {
+        let left = self.until.saturating_duration_since(Instant::now()).max(STEP);
+        AdminOptions::new().request_timeout(Some(left)).operation_timeout(Some(left))
+    }
+
+    /// Makes a topic. That another has made it meanwhile is as good.
+    fn make(&self, topic: &str) -> Result<(), SinkError> {
+        let Some(create) = &self.lookout.create else { return Ok(()) };
+        let partitions = create.partitions.and_then(|count| i32::try_from(count).ok()).unwrap_or(-1);
+        let replicas = create.replication.map_or(-1, i32::from);
+        let mut wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
+        for (name, value) in &create.config {
+            wanted = wanted.set(name, value.as_str());
+        }
+        let failed = |why: &str| {
+            let why = text::excerpt(why.as_bytes(), &self.lookout.surroundings.secrets);
+            format!("topic `{topic}` cannot be made on {}: {why}", self.lookout.place)
+        };
+        let admin = self.admin().map_err(|error| SinkError::retryable(failed(&error.to_string())))?;
+        match self.runtime.block_on(admin.create_topics([&wanted], &self.options())) {
+            Ok(results) => match results.into_iter().next() {
+                Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+                Some(Err((_, code))) => {
+                    Err(SinkError::fatal(format!("{}: make it by hand, or mend `create_topics`", failed(&code.to_string()))))
+                }
+                _ => {
+                    tracing::info!(sink = %self.lookout.surroundings.name, topic, "topic made");
+                    Ok(())
+                }
+            },
+            Err(error) => Err(SinkError::retryable(failed(&error.to_string()))),
+        }
+    }
+
+    /// The topic's settings; `None` where the brokers do not tell them: the right to ask is none that sending needs.
+    fn settings(&self, topic: &str) -> Option<settings::Settings> {
+        // The administration's client reads no tokens of a file.
+        if self.lookout.surroundings.token.is_some() {
+            return None;
+        }
+        let admin = self.admin().ok()?;
+        settings::read(&self.runtime, &admin, topic, &self.options())
+    }
+}
