@@ -6,9 +6,9 @@ use async_nats::{
     ConnectError, ConnectErrorKind, ServerError,
     client::{PublishError, PublishErrorKind},
 };
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind};
+use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind, text};
 
-use crate::{NoStream, replies::ApiError, streams, text, tls};
+use crate::{NoStream, replies::ApiError, streams, tls};
 
 /// Error codes of JetStream (`server/errors.json` of nats-server) that decide.
 mod code {

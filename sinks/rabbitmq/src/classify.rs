@@ -3,9 +3,9 @@
 use std::{fmt, time::Duration};
 
 use lapin::{Error, ErrorKind, protocol::AMQPError};
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind};
+use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind, text};
 
-use crate::{Unroutable, text, tls};
+use crate::{Unroutable, tls};
 
 /// Reply codes of AMQP 0-9-1 (1.2, constants) that decide.
 mod code {

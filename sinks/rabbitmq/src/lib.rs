@@ -10,7 +10,6 @@ mod link;
 mod message;
 mod names;
 mod sink;
-mod text;
 mod tls;
 mod topology;
 mod window;

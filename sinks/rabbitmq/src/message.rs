@@ -6,9 +6,9 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
-use walgate_sink::{ByteString, Bytes, Delivery, Event, RejectReason, Rejection, Secret};
+use walgate_sink::{ByteString, Bytes, Delivery, Event, RejectReason, Rejection, Secret, text};
 
-use crate::{address::MAX_SHORT, names, text};
+use crate::{address::MAX_SHORT, names};
 
 /// W3C trace context: forwarded under its own names.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];

@@ -13,7 +13,7 @@ use lapin::protocol::AMQPError;
 use tokio::time::{Instant, timeout_at};
 use walgate_sink::{
     Batch, Capabilities, ConfigIssue, Delivery, DeliveryReport, Escape, Failure, FailureKind, Outcome, Sink,
-    SinkContext, SinkError, SinkFactory, TargetField,
+    SinkContext, SinkError, SinkFactory, TargetField, text,
 };
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     generation::{Doubt, Generation},
     link::Link,
     message::{self, Message, Messages},
-    names, text, topology,
+    names, topology,
     window::{End, Fate, Window},
 };
 

@@ -14,6 +14,7 @@ mod secret;
 mod sink;
 mod strict;
 mod target;
+pub mod text;
 mod timestamp;
 mod units;
 

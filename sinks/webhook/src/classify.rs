@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::{StatusCode, header::HeaderValue};
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret};
+use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, text};
 
-use crate::{guard, text, tls};
+use crate::{guard, tls};
 
 /// The longest wait that is taken from a `Retry-After`; the lane bounds it further.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);

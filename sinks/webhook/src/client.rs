@@ -6,11 +6,11 @@ use reqwest::{Client, Url, redirect};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
-use walgate_sink::SinkError;
+use walgate_sink::{SinkError, text};
 
 use crate::{
     guard::{Guarded, Lookup},
-    text, tls,
+    tls,
 };
 
 /// Time to connect at the most: a side that has come back is found soon.

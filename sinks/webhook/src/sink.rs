@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use walgate_sink::{
     Batch, Capabilities, ConfigIssue, Delivery, DeliveryReport, Escape, Failure, FailureKind, Outcome, Secret, Sink,
-    SinkContext, SinkError, SinkFactory, TargetField,
+    SinkContext, SinkError, SinkFactory, TargetField, text,
 };
 
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     client,
     guard::{self, Guarded, System},
     request::{self, Endpoint, Requests},
-    text, tls,
+    tls,
 };
 
 /// Bytes of an answer that are read at the most; then the connection is dropped.
