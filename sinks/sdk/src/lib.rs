@@ -16,6 +16,8 @@ mod strict;
 mod target;
 pub mod text;
 mod timestamp;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod units;
 
 pub use batch::{Batch, Delivery};

@@ -11,7 +11,6 @@ mod headers;
 mod request;
 mod signature;
 mod sink;
-mod tls;
 
 pub use config::{BasicAuth, Mode, WebhookConfig};
 pub use sink::{WebhookFactory, WebhookSink};
