@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use walgate_sink::{ConfigIssue, HumanDuration, PathSegment, Secret, tls::TlsConfig};
+use walgate_sink::{ConfigIssue, Envelope, HumanDuration, PathSegment, Secret, tls::TlsConfig};
 
 use crate::{
     Topology,
@@ -36,6 +36,9 @@ pub struct RabbitmqConfig {
     /// Headers of every message.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
+    /// How an event is put into a message.
+    #[serde(default)]
+    pub envelope: Envelope,
     /// The property `app_id`.
     pub app_id: Option<String>,
     /// What becomes of an event that no queue takes.
@@ -92,8 +95,14 @@ impl RabbitmqConfig {
                 issues.push(ConfigIssue::at(key, why));
             }
         }
+        issues.extend(self.envelope.issues());
         for (name, value) in &self.headers {
-            if let Err(message) = message::check_static(name, value.expose()) {
+            let mut checked = message::check_static(name, value.expose());
+            // A receiver takes either prefix for that of an attribute.
+            if [message::CLOUDEVENTS, "cloudEvents:"].iter().any(|prefix| self.envelope.reserves(name, prefix)) {
+                checked = Err("it is one of those that `envelope` sets");
+            }
+            if let Err(message) = checked {
                 let path = ["headers", name].map(|key| PathSegment::Key(key.to_owned())).into();
                 issues.push(ConfigIssue { path, message: message.to_owned() });
             }

@@ -101,7 +101,13 @@ impl RabbitmqSink {
         let (exchange, routing_key) = (config.exchange.as_deref(), config.routing_key.as_deref());
         Ok(RabbitmqSink {
             link: Link::new(Connector::new(config, addresses, &context.name, context.timeout)?),
-            messages: Messages::new(config.headers.clone(), config.app_id.as_deref(), exchange, routing_key),
+            messages: Messages::new(
+                config.headers.clone(),
+                config.app_id.as_deref(),
+                exchange,
+                routing_key,
+                config.envelope.clone(),
+            ),
             unroutable: config.unroutable,
             timeout: context.timeout,
             name: Arc::clone(&context.name),
