@@ -6,9 +6,11 @@ use async_nats::{
     ConnectError, ConnectErrorKind, ServerError,
     client::{PublishError, PublishErrorKind},
 };
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind};
+use walgate_sink::{
+    Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind, text, tls,
+};
 
-use crate::{NoStream, replies::ApiError, streams, text, tls};
+use crate::{NoStream, replies::ApiError, streams};
 
 /// Error codes of JetStream (`server/errors.json` of nats-server) that decide.
 mod code {
@@ -144,7 +146,7 @@ pub(crate) fn failure_of(error: &SinkError) -> Failure {
 
 /// Why there is no connection to a server.
 pub(crate) fn unconnected(error: &ConnectError, server: &str, secrets: &[Secret]) -> SinkError {
-    if let Some(fault) = tls::certificate_fault(error) {
+    if let Some(fault) = tls::certificate_fault(error, tls::Terms::SERVERS) {
         return SinkError::fatal(format!("{server} is not trusted, or does not trust: {fault}"));
     }
     let said = match server_error(error) {

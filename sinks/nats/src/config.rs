@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, str::FromStr as _};
 
 use async_nats::{ConnectOptions, ServerAddr};
 use serde::Deserialize;
-use walgate_sink::{ConfigIssue, Envelope, PathSegment, Secret};
+use walgate_sink::{ConfigIssue, Envelope, PathSegment, Secret, tls};
 
 use crate::{headers, message, subject};
 
@@ -111,7 +111,7 @@ impl NatsConfig {
             issues.push(ConfigIssue::at("inbox_prefix", why));
         }
         self.check_credentials(&mut issues);
-        self.check_tls(&mut issues);
+        issues.extend(self.tls_settings().issues());
         issues.extend(self.envelope.issues());
         for (name, value) in &self.headers {
             let mut checked = headers::check_static(name, value.expose());
@@ -157,20 +157,13 @@ impl NatsConfig {
         }
     }
 
-    fn check_tls(&self, issues: &mut Vec<ConfigIssue>) {
-        let Some(tls) = &self.tls else { return };
-        let mut issue = |key: &str, message: &str| {
-            let path = ["tls", key].map(|key| PathSegment::Key(key.to_owned())).into();
-            issues.push(ConfigIssue { path, message: message.to_owned() });
+    /// `tls:` as the SDK knows it.
+    pub(crate) fn tls_settings(&self) -> tls::TlsConfig {
+        let Some(TlsConfig { ca_file, cert_file, key_file, insecure_skip_verify, required: _ }) = self.tls.clone()
+        else {
+            return tls::TlsConfig::default();
         };
-        match (&tls.cert_file, &tls.key_file) {
-            (Some(_), None) => issue("cert_file", "`key_file` is missing: a certificate goes with its private key"),
-            (None, Some(_)) => issue("key_file", "`cert_file` is missing: a private key goes with its certificate"),
-            _ => {}
-        }
-        if tls.ca_file.is_some() && tls.insecure_skip_verify {
-            issue("insecure_skip_verify", "with it `ca_file` has no effect: remove one of them");
-        }
+        tls::TlsConfig { ca_file, cert_file, key_file, insecure_skip_verify }
     }
 
     /// What must not appear in an error text.

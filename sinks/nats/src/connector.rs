@@ -8,9 +8,12 @@ use std::{
 
 use async_nats::{ConnectError, ConnectOptions};
 use rustls::ClientConfig;
-use walgate_sink::{Secret, SinkError, SinkErrorKind};
+use walgate_sink::{
+    Secret, SinkError, SinkErrorKind,
+    tls::{self, Spoken, Terms},
+};
 
-use crate::{NatsConfig, classify, config::Server, generation::Generation, tls};
+use crate::{NatsConfig, classify, config::Server, generation::Generation};
 
 /// Time to connect to one server at the most: one that has come back is found soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -44,10 +47,12 @@ impl Connector {
         timeout: Duration,
     ) -> Result<Self, SinkError> {
         let wanted = config.tls.is_some() || servers.iter().any(|server| server.address.tls_required());
+        // A server may ask for TLS without that.
+        let spoken = if wanted { Spoken::Always } else { Spoken::Perhaps };
         Ok(Connector {
             servers,
             first: AtomicUsize::new(0),
-            tls: tls::client_config(config.tls.as_ref(), wanted)?,
+            tls: tls::client_config(&config.tls_settings(), spoken, Terms::SERVERS)?,
             secrets: config.secrets(),
             config: config.clone(),
             name: format!("walgate {name}"),

@@ -81,7 +81,7 @@ impl Notices {
                 }
                 self.denials.push((self.denied, subject.to_owned()));
             }
-            None => self.complaint = Some(crate::text::excerpt(text.as_bytes(), &[])),
+            None => self.complaint = Some(walgate_sink::text::excerpt(text.as_bytes(), &[])),
         }
     }
 }

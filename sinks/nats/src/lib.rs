@@ -13,8 +13,6 @@ mod replies;
 mod sink;
 mod streams;
 mod subject;
-mod text;
-mod tls;
 
 pub use config::{NatsConfig, NoStream, TlsConfig};
 pub use sink::{NatsFactory, NatsSink};

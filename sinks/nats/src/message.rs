@@ -6,11 +6,12 @@ use async_nats::{HeaderMap, HeaderName, Subject};
 use walgate_sink::{
     ByteString, Bytes, Delivery, Envelope, Enveloped, Event, RejectReason, Rejection, Secret,
     envelope::{DEBEZIUM_KEY, percent_encoded, trace_context},
+    text,
 };
 
 use crate::{
     headers::{self, Headers},
-    subject, text,
+    subject,
 };
 
 /// W3C trace context: forwarded under its own names.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_nats::jetstream::{context::RequestErrorKind, response::Response};
 use serde::Deserialize;
 use serde_json::json;
-use walgate_sink::{Secret, SinkError};
+use walgate_sink::{Secret, SinkError, text};
 
-use crate::{NoStream, generation::Generation, subject, text};
+use crate::{NoStream, generation::Generation, subject};
 
 /// Streams that are looked at: a filter such as `>` may fit any number.
 const MAX_STREAMS: usize = 16;

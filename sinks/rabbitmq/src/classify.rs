@@ -3,9 +3,11 @@
 use std::{fmt, time::Duration};
 
 use lapin::{Error, ErrorKind, protocol::AMQPError};
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind};
+use walgate_sink::{
+    Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, SinkErrorKind, text, tls,
+};
 
-use crate::{Unroutable, text, tls};
+use crate::Unroutable;
 
 /// Reply codes of AMQP 0-9-1 (1.2, constants) that decide.
 mod code {
@@ -171,7 +173,7 @@ pub(crate) fn failure_of(error: &SinkError) -> Failure {
 
 /// Why the first words with a server came to nothing.
 pub(crate) fn unopened(error: &Error, place: &Place) -> SinkError {
-    if let Some(fault) = tls::certificate_fault(error) {
+    if let Some(fault) = tls::certificate_fault(error, tls::Terms::SERVERS) {
         return SinkError::fatal(format!("{} is not trusted, or does not trust: {fault}", place.server));
     }
     let Some(reply) = reply(error) else {

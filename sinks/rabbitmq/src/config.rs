@@ -1,9 +1,9 @@
 //! What the sink can be told, and what of it is wrong.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use walgate_sink::{ConfigIssue, HumanDuration, PathSegment, Secret};
+use walgate_sink::{ConfigIssue, Envelope, HumanDuration, PathSegment, Secret, tls::TlsConfig};
 
 use crate::{
     Topology,
@@ -36,6 +36,9 @@ pub struct RabbitmqConfig {
     /// Headers of every message.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
+    /// How an event is put into a message.
+    #[serde(default)]
+    pub envelope: Envelope,
     /// The property `app_id`.
     pub app_id: Option<String>,
     /// What becomes of an event that no queue takes.
@@ -71,21 +74,6 @@ pub enum Unroutable {
     Wait,
 }
 
-/// `tls:`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// PEM file with the certificates to trust, in place of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// PEM file with the client's certificate, and those between it and its CA.
-    pub cert_file: Option<PathBuf>,
-    /// PEM file with the client's private key.
-    pub key_file: Option<PathBuf>,
-    /// Takes any certificate: whoever is on the way can read and answer.
-    #[serde(default)]
-    pub insecure_skip_verify: bool,
-}
-
 /// A heartbeat that is not configured, in seconds.
 const HEARTBEAT: u16 = 10;
 
@@ -107,8 +95,14 @@ impl RabbitmqConfig {
                 issues.push(ConfigIssue::at(key, why));
             }
         }
+        issues.extend(self.envelope.issues());
         for (name, value) in &self.headers {
-            if let Err(message) = message::check_static(name, value.expose()) {
+            let mut checked = message::check_static(name, value.expose());
+            // A receiver takes either prefix for that of an attribute.
+            if [message::CLOUDEVENTS, "cloudEvents:"].iter().any(|prefix| self.envelope.reserves(name, prefix)) {
+                checked = Err("it is one of those that `envelope` sets");
+            }
+            if let Err(message) = checked {
                 let path = ["headers", name].map(|key| PathSegment::Key(key.to_owned())).into();
                 issues.push(ConfigIssue { path, message: message.to_owned() });
             }
@@ -211,18 +205,7 @@ impl RabbitmqConfig {
         if addresses.iter().any(|address| !address.tls) {
             issues.push(ConfigIssue::at("tls", "it has no effect on an amqp:// address: write amqps://"));
         }
-        let mut issue = |key: &str, message: &str| {
-            let path = ["tls", key].map(|key| PathSegment::Key(key.to_owned())).into();
-            issues.push(ConfigIssue { path, message: message.to_owned() });
-        };
-        match (&tls.cert_file, &tls.key_file) {
-            (Some(_), None) => issue("cert_file", "`key_file` is missing: a certificate goes with its private key"),
-            (None, Some(_)) => issue("key_file", "`cert_file` is missing: a private key goes with its certificate"),
-            _ => {}
-        }
-        if tls.ca_file.is_some() && tls.insecure_skip_verify {
-            issue("insecure_skip_verify", "with it `ca_file` has no effect: remove one of them");
-        }
+        issues.extend(tls.issues());
     }
 
     /// Seconds between heartbeats.

@@ -11,14 +11,16 @@ use std::{
 
 use lapin::tcp::RustlsConnector;
 use tokio::time::timeout;
-use walgate_sink::{Secret, SinkError, SinkErrorKind};
+use walgate_sink::{
+    Secret, SinkError, SinkErrorKind,
+    tls::{self, Spoken, Terms},
+};
 
 use crate::{
     Auth, RabbitmqConfig,
     address::Address,
     classify::Place,
     generation::{Credentials, Generation},
-    tls,
 };
 
 /// Time to connect to one server at the most: one that has come back is found soon.
@@ -65,7 +67,8 @@ impl Connector {
     ) -> Result<Self, SinkError> {
         let secrets = config.secrets(&addresses);
         let tls = if addresses.iter().any(|address| address.tls) {
-            Some(Arc::new(tls::client_config(config.tls.as_ref(), true)?))
+            let settings = config.tls.clone().unwrap_or_default();
+            Some(Arc::new(tls::client_config(&settings, Spoken::Always, Terms::SERVERS)?))
         } else {
             None
         };

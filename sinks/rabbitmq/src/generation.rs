@@ -31,12 +31,11 @@ use tokio::{
     sync::{OnceCell, watch},
     task::JoinHandle,
 };
-use walgate_sink::{Secret, SinkError};
+use walgate_sink::{Secret, SinkError, text};
 
 use crate::{
     classify::{self, Place},
     connector::Server,
-    text,
 };
 
 /// Who is there.

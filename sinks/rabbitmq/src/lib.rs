@@ -10,11 +10,9 @@ mod link;
 mod message;
 mod names;
 mod sink;
-mod text;
-mod tls;
 mod topology;
 mod window;
 
-pub use config::{Auth, RabbitmqConfig, TlsConfig, Unroutable};
+pub use config::{Auth, RabbitmqConfig, Unroutable};
 pub use sink::{RabbitmqFactory, RabbitmqSink};
 pub use topology::{Binding, Exchange, Queue, QueueKind, Topology};

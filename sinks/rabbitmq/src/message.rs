@@ -6,15 +6,22 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
-use walgate_sink::{ByteString, Bytes, Delivery, Event, RejectReason, Rejection, Secret};
+use walgate_sink::{
+    ByteString, Bytes, Delivery, Envelope, Enveloped, Event, RejectReason, Rejection, Secret,
+    envelope::{DEBEZIUM_KEY, trace_context},
+    text,
+};
 
-use crate::{address::MAX_SHORT, names, text};
+use crate::{address::MAX_SHORT, names};
 
 /// W3C trace context: forwarded under its own names.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
 /// What stands before the name of an event's header. It keeps it apart from those that the broker obeys (`CC` and `BCC`
 /// send a message to more queues), and from walgate's own.
 const FORWARDED: &str = "walgate-header-";
+/// What the names of a CloudEvent's attributes begin with (AMQP binding, 3.1.3.1). The binding is that of AMQP 1.0, whose
+/// application properties RabbitMQ makes of these headers.
+pub(crate) const CLOUDEVENTS: &str = "cloudEvents_";
 /// The property `app_id` that is not configured.
 const APP_ID: &str = "walgate";
 /// The message is written to disk.
@@ -26,6 +33,7 @@ pub(crate) struct Messages {
     app_id: ShortString,
     exchange: Option<String>,
     routing_key: Option<String>,
+    envelope: Envelope,
 }
 
 /// A message that can be sent.
@@ -62,6 +70,7 @@ impl Messages {
         app_id: Option<&str>,
         exchange: Option<&str>,
         routing_key: Option<&str>,
+        envelope: Envelope,
     ) -> Self {
         let fixed = |template: &&str| !names::is_template(template);
         let headers = headers.into_iter();
@@ -70,6 +79,7 @@ impl Messages {
             app_id: app_id.unwrap_or(APP_ID).into(),
             exchange: exchange.filter(fixed).map(str::to_owned),
             routing_key: routing_key.filter(fixed).map(str::to_owned),
+            envelope,
         }
     }
 
@@ -101,61 +111,106 @@ impl Messages {
             let message = format!("the event's id has {} bytes: a message's id has 1 to {MAX_SHORT}", event.id.len());
             return Err(Rejection::new(RejectReason::InvalidEvent, message));
         }
+        let (headers, content_type, payload) = match &self.envelope {
+            Envelope::Raw => {
+                let content_type = event.payload.as_ref().map(|_| event.format.content_type());
+                (self.headers_of(event)?, content_type, event.payload.clone())
+            }
+            envelope => {
+                let enveloped = envelope.wrap(event)?;
+                (self.enveloped(&enveloped, event)?, enveloped.content_type, enveloped.body)
+            }
+        };
         let mut properties = BasicProperties::default()
             .with_message_id(short(&event.id))
             .with_timestamp(u64::try_from(event.committed_at.0 / 1_000_000).unwrap_or(0))
             .with_app_id(self.app_id.clone())
             .with_delivery_mode(PERSISTENT)
-            .with_headers(self.headers_of(event)?);
+            .with_headers(headers.0);
         if event.event_type.len() <= MAX_SHORT {
             properties = properties.with_type(short(&event.event_type));
         }
-        if event.payload.is_some() {
-            properties = properties.with_content_type(event.format.content_type().into());
+        if let Some(content_type) = content_type {
+            properties = properties.with_content_type(content_type.into());
         }
         let header_frame = frame_of(&properties);
-        Ok(Message {
-            exchange,
-            routing_key,
-            properties,
-            payload: event.payload.clone().unwrap_or_default(),
-            header_frame,
-        })
+        Ok(Message { exchange, routing_key, properties, payload: payload.unwrap_or_default(), header_frame })
     }
 
-    fn headers_of(&self, event: &Event) -> Result<FieldTable, Rejection> {
+    /// Those of the configuration.
+    fn headers(&self) -> Headers {
         let mut table = FieldTable::default();
         for (name, value) in &self.headers {
             table.insert(name.clone(), AMQPValue::LongString(value.clone()));
         }
-        let mut set = |name: &str, value: &str| {
-            // Of two with one name the first counts.
-            if !table.contains_key(name) {
-                table.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
-            }
-        };
-        set("id", &event.id);
-        set("walgate-event-type", &event.event_type);
+        Headers(table)
+    }
+
+    fn headers_of(&self, event: &Event) -> Result<Headers, Rejection> {
+        let mut headers = self.headers();
+        headers.set("id", &event.id);
+        headers.set("walgate-event-type", &event.event_type);
         if let Some(key) = &event.key {
-            set("walgate-key", key);
+            headers.set("walgate-key", key);
         }
-        set("walgate-position", &event.position.to_string());
-        set("walgate-committed-at", &event.committed_at.to_string());
+        headers.set("walgate-position", &event.position.to_string());
+        headers.set("walgate-committed-at", &event.committed_at.to_string());
         for (name, value) in event.headers.iter() {
             match TRACE.iter().find(|trace| name.eq_ignore_ascii_case(trace)) {
-                Some(trace) => set(trace, value),
-                None if FORWARDED.len() + name.len() > MAX_SHORT => {
-                    let message = format!(
-                        "the name of one of the event's headers has {} bytes: AMQP has room for {}",
-                        name.len(),
-                        MAX_SHORT - FORWARDED.len()
-                    );
-                    return Err(Rejection::new(RejectReason::InvalidEvent, message));
-                }
-                None => set(&format!("{FORWARDED}{name}"), value),
+                Some(trace) => headers.set(trace, value),
+                None => headers.forward(name, value)?,
             }
         }
-        Ok(table)
+        Ok(headers)
+    }
+
+    /// The headers of another envelope than `raw`, whose headers are made without a list of them.
+    fn enveloped(&self, enveloped: &Enveloped, event: &Event) -> Result<Headers, Rejection> {
+        let mut headers = self.headers();
+        for (name, value) in trace_context(event) {
+            headers.set(name, value);
+        }
+        for (name, value) in enveloped.named(CLOUDEVENTS) {
+            headers.set_foreign(CLOUDEVENTS, &name, value)?;
+        }
+        if let Some(key) = event.key.as_ref().filter(|_| self.envelope == Envelope::Debezium) {
+            headers.set(DEBEZIUM_KEY, key);
+        }
+        for (name, value) in &enveloped.headers {
+            headers.forward(name, value)?;
+        }
+        Ok(headers)
+    }
+}
+
+/// The headers of one message. Of two with one name the first counts.
+struct Headers(FieldTable);
+
+impl Headers {
+    /// Sets one whose name is short.
+    fn set(&mut self, name: &str, value: &str) {
+        if !self.0.contains_key(name) {
+            self.0.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
+        }
+    }
+
+    /// Sets one whose name, behind the prefix, comes from an event.
+    fn set_foreign(&mut self, prefix: &str, name: &str, value: &str) -> Result<(), Rejection> {
+        if name.len() > MAX_SHORT {
+            let message = format!(
+                "the name of one of the event's headers has {} bytes: AMQP has room for {}",
+                name.len() - prefix.len(),
+                MAX_SHORT - prefix.len()
+            );
+            return Err(Rejection::new(RejectReason::InvalidEvent, message));
+        }
+        self.set(name, value);
+        Ok(())
+    }
+
+    /// Sets one of the event's own.
+    fn forward(&mut self, name: &str, value: &str) -> Result<(), Rejection> {
+        self.set_foreign(FORWARDED, &format!("{FORWARDED}{name}"), value)
     }
 }
 

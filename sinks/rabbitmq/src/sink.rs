@@ -13,7 +13,7 @@ use lapin::protocol::AMQPError;
 use tokio::time::{Instant, timeout_at};
 use walgate_sink::{
     Batch, Capabilities, ConfigIssue, Delivery, DeliveryReport, Escape, Failure, FailureKind, Outcome, Sink,
-    SinkContext, SinkError, SinkFactory, TargetField,
+    SinkContext, SinkError, SinkFactory, TargetField, text,
 };
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     generation::{Doubt, Generation},
     link::Link,
     message::{self, Message, Messages},
-    names, text, topology,
+    names, topology,
     window::{End, Fate, Window},
 };
 
@@ -101,7 +101,13 @@ impl RabbitmqSink {
         let (exchange, routing_key) = (config.exchange.as_deref(), config.routing_key.as_deref());
         Ok(RabbitmqSink {
             link: Link::new(Connector::new(config, addresses, &context.name, context.timeout)?),
-            messages: Messages::new(config.headers.clone(), config.app_id.as_deref(), exchange, routing_key),
+            messages: Messages::new(
+                config.headers.clone(),
+                config.app_id.as_deref(),
+                exchange,
+                routing_key,
+                config.envelope.clone(),
+            ),
             unroutable: config.unroutable,
             timeout: context.timeout,
             name: Arc::clone(&context.name),

@@ -15,7 +15,10 @@ mod secret;
 mod sink;
 mod strict;
 mod target;
+pub mod text;
 mod timestamp;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod units;
 
 pub use batch::{Batch, Delivery};

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError};
-
-use crate::text;
+use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, SinkError, text};
 
 /// The class of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,12 +19,12 @@ use tokio::{
     sync::OnceCell,
     time::{Instant, timeout_at},
 };
-use walgate_sink::{Secret, SinkError};
+use walgate_sink::{Secret, SinkError, text};
 
 use crate::{
     SqsConfig,
     classify::{Answer, Trouble},
-    queue, text, tls,
+    queue, tls,
 };
 
 /// Time to connect at the most; less where an attempt has less.

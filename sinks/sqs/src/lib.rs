@@ -11,7 +11,6 @@ mod pack;
 mod queue;
 mod queues;
 mod sink;
-mod text;
 mod tls;
 
 pub use config::{AssumedRole, SqsConfig};

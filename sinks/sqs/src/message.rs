@@ -1,11 +1,11 @@
 //! From a delivery to its message.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use walgate_sink::{Delivery, Envelope, Event, PayloadFormat, RejectReason, Rejection, envelope::DEBEZIUM_KEY};
+use walgate_sink::{Delivery, Envelope, Event, PayloadFormat, RejectReason, Rejection, envelope::DEBEZIUM_KEY, text};
 
 use crate::{
     attributes::{self, Attributes},
-    ids, queue, text,
+    ids, queue,
 };
 
 /// The body of a message whose payload is NULL or empty: SQS takes no empty body.

@@ -8,7 +8,7 @@ use std::{
 
 use aws_sdk_sqs::{Client, types::QueueAttributeName};
 use tokio::time::{Instant, timeout_at};
-use walgate_sink::ByteString;
+use walgate_sink::{ByteString, text};
 
 use crate::{
     classify::{Class, Trouble, class_of},
@@ -130,7 +130,7 @@ async fn ask(name: &str, connector: &Connector, client: &Client) -> Result<Queue
             warnings.push(format!(
                 "the attributes of queue `{name}` may not be read ({}): its MaximumMessageSize is taken to be 1 MiB; \
                  allow sqs:GetQueueAttributes",
-                crate::text::excerpt(answer.code.as_bytes(), connector.secrets())
+                text::excerpt(answer.code.as_bytes(), connector.secrets())
             ));
             HashMap::new()
         }

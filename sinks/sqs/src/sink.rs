@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout_at};
 use walgate_sink::{
     Batch, ByteString, Capabilities, ConfigIssue, DeliveryReport, Envelope, Escape, Failure, FailureKind, Outcome,
-    RejectReason, Rejection, Sink, SinkContext, SinkError, SinkFactory, TargetField, envelope::ContentMode,
+    RejectReason, Rejection, Sink, SinkContext, SinkError, SinkFactory, TargetField, envelope::ContentMode, text,
 };
 
 use crate::{
@@ -25,7 +25,6 @@ use crate::{
     message::Message,
     pack, queue,
     queues::{Queue, Queues},
-    text,
 };
 
 /// Packs that one batch has under way at once.

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::{StatusCode, header::HeaderValue};
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret};
+use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, Secret, text, tls};
 
-use crate::{guard, text, tls};
+use crate::guard;
 
 /// The longest wait that is taken from a `Retry-After`; the lane bounds it further.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -119,7 +119,7 @@ pub(crate) fn broken(error: &reqwest::Error, shown: &str, secrets: &[Secret]) ->
         let message = format!("{shown} cannot be asked for: {}", text::cause(error, secrets));
         return Outcome::Rejected(Rejection::new(RejectReason::InvalidTarget, message));
     }
-    if let Some(fault) = tls::certificate_fault(error) {
+    if let Some(fault) = tls::certificate_fault(error, tls::Terms::ENDPOINT) {
         return Outcome::Failed(Failure::new(FailureKind::Fatal, format!("{shown} is not trusted: {fault}")));
     }
     if let Some(refused) = guard::refused(error) {

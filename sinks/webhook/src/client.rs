@@ -6,12 +6,9 @@ use reqwest::{Client, Url, redirect};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
-use walgate_sink::SinkError;
+use walgate_sink::{SinkError, text, tls};
 
-use crate::{
-    guard::{Guarded, Lookup},
-    text, tls,
-};
+use crate::guard::{Guarded, Lookup};
 
 /// Time to connect at the most: a side that has come back is found soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,7 +70,7 @@ pub(crate) async fn probe(url: &Url, tls: Arc<ClientConfig>, attempt: Duration) 
     let handshake = TlsConnector::from(tls).connect(name, stream);
     match timeout(limit, handshake).await.map_err(|_| late(&format!("the TLS handshake with {host}:{port}")))? {
         Ok(_) => Ok(()),
-        Err(error) => Err(match tls::certificate_fault(&error) {
+        Err(error) => Err(match tls::certificate_fault(&error, tls::Terms::ENDPOINT) {
             Some(fault) => SinkError::fatal(format!("{host}:{port} is not trusted: {fault}")),
             None => {
                 let cause = text::cause(&error, &[]);

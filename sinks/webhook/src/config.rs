@@ -8,7 +8,7 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 use serde::Deserialize;
-use walgate_sink::{ByteSize, ConfigIssue, Envelope, PathSegment, Secret, envelope::ContentMode};
+use walgate_sink::{ByteSize, ConfigIssue, Envelope, PathSegment, Secret, envelope::ContentMode, tls::TlsConfig};
 
 use crate::{
     guard::{self, Guard},
@@ -267,6 +267,16 @@ impl WebhookConfig {
             headers.extend(value.map(|value| (AUTHORIZATION, value)));
         }
         headers
+    }
+
+    /// The keys of TLS as the SDK knows them.
+    pub(crate) fn tls_settings(&self) -> TlsConfig {
+        TlsConfig {
+            ca_file: self.ca_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            insecure_skip_verify: self.insecure_skip_verify,
+        }
     }
 
     fn secrets(&self, url: &Url) -> Vec<Secret> {

@@ -11,8 +11,6 @@ mod headers;
 mod request;
 mod signature;
 mod sink;
-mod text;
-mod tls;
 
 pub use config::{BasicAuth, Mode, WebhookConfig};
 pub use sink::{WebhookFactory, WebhookSink};

@@ -15,7 +15,8 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use walgate_sink::{
     Batch, Capabilities, ConfigIssue, Delivery, DeliveryReport, Escape, Failure, FailureKind, Outcome, Secret, Sink,
-    SinkContext, SinkError, SinkFactory, TargetField,
+    SinkContext, SinkError, SinkFactory, TargetField, text,
+    tls::{self, Spoken, Terms},
 };
 
 use crate::{
@@ -25,7 +26,6 @@ use crate::{
     client,
     guard::{self, Guarded, System},
     request::{self, Endpoint, Requests},
-    text, tls,
 };
 
 /// Bytes of an answer that are read at the most; then the connection is dropped.
@@ -105,7 +105,10 @@ impl WebhookSink {
         if config.unsigned {
             tracing::warn!(sink = %context.name, "requests are not signed: their receiver cannot tell them from forged ones");
         }
-        let tls = tls::client_config(config, settings.url.scheme() == "https")?;
+        let spoken = if settings.url.scheme() == "https" { Spoken::Always } else { Spoken::Never };
+        let mut tls = tls::client_config(&config.tls_settings(), spoken, Terms::ENDPOINT)?;
+        let protocols: &[&[u8]] = if config.http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+        tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         let client = |guard: Option<Guarded<System>>| client::client(tls.clone(), config.http2, context.timeout, guard);
         let open = client(None)?;
         let guarded = match guard::is_literally_internal(&settings.url) {

@@ -49,6 +49,8 @@ fn sound_configurations_have_no_issues() {
         json!({ "url": "amqps://a", "tls": { "ca_file": "ca.pem" } }),
         json!({ "url": "amqps://a", "tls": { "insecure_skip_verify": true } }),
         json!({ "url": "amqps://a", "auth": "external", "tls": { "cert_file": "c.pem", "key_file": "k.pem" } }),
+        json!({ "envelope": "debezium" }),
+        json!({ "envelope": { "cloudevents": { "source": "/shop", "mode": "structured" } } }),
         json!({ "headers": { "x-region": "eu" }, "app_id": "shop", "unroutable": "wait", "heartbeat": "30s" }),
         json!({ "declare": {
             "exchanges": [{ "name": "orders" }, { "name": "all", "type": "fanout" }],
@@ -89,6 +91,16 @@ fn every_fault_is_told_with_its_place() {
         (json!({ "routing_key": "" }), "routing_key: it is empty"),
         (json!({ "routing_key": "k".repeat(256) }), "routing_key: it has 256 bytes"),
         (json!({ "headers": { "CC": "other" } }), "headers.CC: it is reserved"),
+        (
+            json!({ "envelope": { "cloudevents": { "source": "a b" } } }),
+            "envelope.cloudevents.source: it has a character",
+        ),
+        (
+            json!({ "envelope": "cloudevents", "headers": { "cloudEvents_x": "y" } }),
+            "headers.cloudEvents_x: it is one of those that `envelope` sets",
+        ),
+        (json!({ "envelope": "cloudevents", "headers": { "cloudevents:x": "y" } }), "headers.cloudevents:x: it is one"),
+        (json!({ "envelope": "debezium", "headers": { "eventtype": "y" } }), "headers.eventtype: it is one"),
         (json!({ "app_id": "" }), "app_id: it must have"),
         (json!({ "heartbeat": "500ms" }), "heartbeat: it must be a number of whole seconds"),
         (json!({ "heartbeat": "1h" }), "heartbeat: it must be"),

@@ -1,3 +1,4 @@
+use serde_json::json;
 use walgate_sink::{SinkFactory as _, Target, Timestamp};
 
 use super::*;
@@ -26,7 +27,13 @@ fn event() -> Event {
 }
 
 fn messages() -> Messages {
-    Messages::new([("x-region".to_owned(), Secret::new("eu"))], None, Some("orders"), Some("{event_type}"))
+    Messages::new(
+        [("x-region".to_owned(), Secret::new("eu"))],
+        None,
+        Some("orders"),
+        Some("{event_type}"),
+        Envelope::Raw,
+    )
 }
 
 fn lines(properties: &BasicProperties) -> Vec<String> {
@@ -132,10 +139,85 @@ fn reserved_names_are_refused() {
 
 #[test]
 fn what_is_fixed_is_known() {
-    let fixed = Messages::new([], None, Some("orders"), Some("all"));
+    let fixed = Messages::new([], None, Some("orders"), Some("all"), Envelope::Raw);
     assert!(fixed.is_fixed("orders", "all") && fixed.is_fixed_exchange("orders"));
     assert!(!fixed.is_fixed("orders", "other") && !fixed.is_fixed_exchange("x"));
     assert!(!messages().is_fixed("orders", "k") && messages().is_fixed_exchange("orders"));
-    let queue = Messages::new([], None, None, Some("q"));
+    let queue = Messages::new([], None, None, Some("q"), Envelope::Raw);
     assert!(queue.is_fixed("", "q") && !queue.is_fixed("orders", "q"));
+}
+
+fn enveloped(envelope: serde_json::Value, event: Event) -> Result<Message, Rejection> {
+    let envelope = walgate_sink::read_config(&envelope).unwrap();
+    let headers = [("x-region".to_owned(), Secret::new("eu"))];
+    Messages::new(headers, None, None, Some("q"), envelope).build(&delivery(None, "q", event))
+}
+
+fn content_type(message: &Message) -> Option<&str> {
+    message.properties.content_type().as_ref().map(ShortString::as_str)
+}
+
+#[test]
+fn a_cloudevent_has_its_attributes_in_headers_or_in_the_payload() {
+    let cloudevents = |mode: &str| json!({ "cloudevents": { "mode": mode, "source": "/shop" } });
+    let mut event = event();
+    event.key = Some("k 1/ä".into());
+    event.headers = [("Tenant", "50% ä"), ("TraceParent", "00-a"), ("BCC", "audit")]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into_iter()
+        .collect();
+    let binary = enveloped(cloudevents("binary"), event.clone()).unwrap();
+    // Values are UTF-8 as they are; no name from a row is one that the broker obeys.
+    assert_eq!(
+        lines(&binary.properties),
+        [
+            "cloudEvents_bcc: audit",
+            "cloudEvents_id: e1",
+            "cloudEvents_source: /shop",
+            "cloudEvents_specversion: 1.0",
+            "cloudEvents_subject: k 1/ä",
+            "cloudEvents_tenant: 50% ä",
+            "cloudEvents_time: 2024-02-29T23:59:59.999999Z",
+            "cloudEvents_traceparent: 00-a",
+            "cloudEvents_type: order.created",
+            "traceparent: 00-a",
+            "x-region: eu",
+        ]
+    );
+    assert_eq!((content_type(&binary), &binary.payload[..]), (Some("application/json"), &b"{}"[..]));
+    let whole = enveloped(cloudevents("structured"), event.clone()).unwrap();
+    assert_eq!(lines(&whole.properties), ["traceparent: 00-a", "x-region: eu"]);
+    assert_eq!(content_type(&whole), Some("application/cloudevents+json"));
+    let document: serde_json::Value = serde_json::from_slice(&whole.payload).unwrap();
+    assert_eq!((&document["tenant"], &document["data"]), (&json!("50% ä"), &json!({})));
+    for message in [&binary, &whole] {
+        assert_eq!(message.properties.message_id().as_ref().unwrap().as_str(), "e1");
+        assert_eq!(message.properties.kind().as_ref().unwrap().as_str(), "order.created");
+    }
+    event.payload = None;
+    let null = enveloped(cloudevents("binary"), event.clone()).unwrap();
+    assert!(content_type(&null).is_none() && null.payload.is_empty());
+    for name in ["tenant-id", &"x".repeat(244)] {
+        event.headers = [(name.into(), "x".into())].into_iter().collect();
+        let rejection = enveloped(cloudevents("binary"), event.clone()).err().unwrap();
+        assert_eq!(rejection.reason, RejectReason::InvalidEvent);
+    }
+}
+
+#[test]
+fn debezium_names_what_its_router_names() {
+    let message = enveloped(json!("debezium"), event()).unwrap();
+    assert_eq!(
+        lines(&message.properties),
+        [
+            "aggregateid: k\r\n1",
+            "eventType: order.created",
+            "id: e1",
+            "traceparent: 00-a",
+            "walgate-header-BCC: audit",
+            "walgate-header-Tenant: t\n",
+            "x-region: eu",
+        ]
+    );
+    assert_eq!((content_type(&message), &message.payload[..]), (Some("application/json"), &b"{}"[..]));
 }

@@ -1,16 +1,23 @@
-//! Foreign text in error messages: bounded, without control characters, without secrets.
+//! Foreign text in messages: bounded, without control characters, without secrets.
+//!
+//! What the other side says (an answer's body, a broker's complaint), what a client library says for it, and names that
+//! were rendered from events belong into errors and logs only as an [`excerpt`]: such text may be endless, may colour a
+//! terminal or forge a line of a log, and may repeat the credentials that it was sent.
 
 use std::borrow::Cow;
 
-use walgate_sink::Secret;
+use crate::Secret;
 
 /// Characters of foreign text in one message at the most.
 const MAX_CHARS: usize = 200;
 /// Bytes that are looked at for them.
 const MAX_BYTES: usize = 4096;
 
-/// A piece of the text that is fit for a log line; empty where there is nothing to show.
-pub(crate) fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
+/// A piece of the text that is fit for a log line: 200 characters at the most, on one line; empty where there is nothing
+/// to show. Each of `secrets` that stands in it is replaced. They should not be short: one of a few letters would tear
+/// harmless words apart.
+#[must_use]
+pub fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
     let head = bytes.get(..MAX_BYTES).unwrap_or(bytes);
     let mut text = String::from_utf8_lossy(head);
     for secret in secrets {
@@ -41,8 +48,9 @@ fn is_unfit(c: char) -> bool {
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The innermost cause of an error, as an excerpt.
-pub(crate) fn cause(error: &(dyn std::error::Error + 'static), secrets: &[Secret]) -> String {
+/// The innermost cause of an error, as an [`excerpt`]: the layers around it mostly say that something failed, not why.
+#[must_use]
+pub fn cause(error: &(dyn std::error::Error + 'static), secrets: &[Secret]) -> String {
     let innermost = std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error);
     excerpt(innermost.to_string().as_bytes(), secrets)
 }
