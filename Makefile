@@ -35,6 +35,7 @@ lint: ## format, clippy with warnings denied, each feature on its own, licences
 	$(CARGO) clippy --workspace --all-targets --locked --features full -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features webhook --lib --bins -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features kafka --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features nats --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features rabbitmq --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --features sqs --lib --bins -- -D warnings

@@ -8,7 +8,7 @@ use crate::config::KindCatalog;
 
 /// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
 pub const OPTIONAL_KINDS: &[(&str, &str)] =
-    &[("nats", "nats"), ("rabbitmq", "rabbitmq"), ("sqs", "sqs"), ("webhook", "webhook")];
+    &[("kafka", "kafka"), ("nats", "nats"), ("rabbitmq", "rabbitmq"), ("sqs", "sqs"), ("webhook", "webhook")];
 
 /// Sink factories by kind.
 #[derive(Clone, Default)]
@@ -23,6 +23,8 @@ impl Registry {
         let registry = Registry::default()
             .with::<walgate_sink_stdout::StdoutFactory>()
             .with::<walgate_sink_discard::DiscardFactory>();
+        #[cfg(feature = "kafka")]
+        let registry = registry.with::<walgate_sink_kafka::KafkaFactory>();
         #[cfg(feature = "nats")]
         let registry = registry.with::<walgate_sink_nats::NatsFactory>();
         #[cfg(feature = "rabbitmq")]
@@ -78,6 +80,7 @@ mod tests {
             assert_eq!(registry.get(kind).map(|factory| factory.kind()), Some(kind));
         }
         let compiled = [
+            ("kafka", cfg!(feature = "kafka")),
             ("nats", cfg!(feature = "nats")),
             ("rabbitmq", cfg!(feature = "rabbitmq")),
             ("sqs", cfg!(feature = "sqs")),

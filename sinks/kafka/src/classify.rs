@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode as Code;
-use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, SinkError, SinkErrorKind};
+use walgate_sink::{Failure, FailureKind, Outcome, RejectReason, Rejection, SinkError, SinkErrorKind, text};
 
-use crate::{notices::Notices, text};
+use crate::notices::Notices;
 
 /// The class of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,9 @@ pub(crate) fn class_of(code: Code) -> Class {
         Code::InvalidRecord | Code::InvalidTimestamp | Code::PolicyViolation | Code::UnsupportedForMessageFormat => {
             Class::Content(RejectReason::Refused)
         }
-        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::InvalidTopic => Class::NoTopic,
+        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::InvalidTopic => {
+            Class::NoTopic
+        }
         Code::TopicAuthorizationFailed => Class::Denied,
         Code::PurgeQueue
         | Code::PurgeInflight
@@ -81,7 +83,9 @@ impl Sent<'_> {
                 let message = format!("{target} is denied to the user: grant it the operation Write");
                 if self.fixed { failed(FailureKind::Fatal, message) } else { rejected(RejectReason::Refused, message) }
             }
-            Class::Lost => failed(FailureKind::Connection, format!("a record for {target} was given up, and is sent again")),
+            Class::Lost => {
+                failed(FailureKind::Connection, format!("a record for {target} was given up, and is sent again"))
+            }
             Class::Passing if code == Code::MessageTimedOut => {
                 failed(FailureKind::Timeout, format!("a record for {target} expired in the client, and is sent again"))
             }
@@ -97,7 +101,8 @@ impl Sent<'_> {
 
     /// No acknowledgement in time.
     pub(crate) fn silent(&self, notices: &Notices) -> Failure {
-        let cause = notices.complaint().map(|said| format!(" (the client's last complaint: {said})")).unwrap_or_default();
+        let cause =
+            notices.complaint().map(|said| format!(" (the client's last complaint: {said})")).unwrap_or_default();
         let message = format!(
             "{} did not acknowledge a record within {:?}{cause}; the client still holds it and goes on, and it is not \
              queued twice",
@@ -111,7 +116,9 @@ impl Sent<'_> {
 fn advice(code: Code) -> String {
     match code {
         Code::InvalidTimestamp => {
-            format!("{code}: the time of the commit is too far from the broker's clock, see `message.timestamp.after.max.ms`")
+            format!(
+                "{code}: the time of the commit is too far from the broker's clock, see `message.timestamp.after.max.ms`"
+            )
         }
         Code::InvalidRecord => format!("{code}: a compacted topic takes no record without a key"),
         _ => code.to_string(),
@@ -192,7 +199,7 @@ mod tests {
     #[test]
     fn k4_a_fatal_error_is_mended_by_a_new_producer_unless_somebody_must_grant_a_right() {
         let mut notices = Notices::default();
-        notices.take_in(Code::Fatal, "out of order", &[]);
+        notices.broken = Some("out of order".to_owned());
         let kind = |code| broken("kafka:9092", Some(&(code, String::new())), &notices).kind;
         assert_eq!(kind(Code::OutOfOrderSequenceNumber), FailureKind::Connection);
         assert_eq!(kind(Code::GaplessGuarantee), FailureKind::Connection);

@@ -6,7 +6,7 @@ mod scalar;
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
-use walgate_sink::{ByteSize, ConfigIssue, Envelope, HumanDuration, PathSegment, Secret};
+use walgate_sink::{ByteSize, ConfigIssue, Envelope, HumanDuration, PathSegment, Secret, envelope::ContentMode};
 
 pub use self::{
     credentials::{Mechanism, Oidc, SaslConfig},
@@ -161,11 +161,18 @@ impl KafkaConfig {
             }
         }
         issues.extend(self.envelope.issues());
+        if self.tombstones && self.envelope.content_mode() == Some(ContentMode::Structured) {
+            issues.push(ConfigIssue::at(
+                "tombstones",
+                "it has no effect: a structured CloudEvent is never without a value",
+            ));
+        }
         self.check_sizes(&mut issues);
         if self.client_id.is_empty() || self.client_id.len() > 255 || self.client_id.contains(char::is_control) {
             issues.push(ConfigIssue::at("client_id", "it must have 1 to 255 bytes, without control characters"));
         }
-        if self.statistics.0.as_secs() > 86_400 || (!self.statistics.0.is_zero() && self.statistics.0.as_millis() < 100) {
+        if self.statistics.0.as_secs() > 86_400 || (!self.statistics.0.is_zero() && self.statistics.0.as_millis() < 100)
+        {
             issues.push(ConfigIssue::at("statistics", "it must be 100ms to 1 day, or 0s for none"));
         }
         self.check_tls(&mut issues);
@@ -184,7 +191,10 @@ impl KafkaConfig {
         if !(1 << 10..=1 << 40).contains(&self.buffer.0) {
             issues.push(ConfigIssue::at("buffer", "it must be 1KiB to 1TiB"));
         } else if self.buffer.0 < self.max_message.0 {
-            issues.push(ConfigIssue::at("buffer", "it is smaller than `max_message`: the largest record would never fit"));
+            issues.push(ConfigIssue::at(
+                "buffer",
+                "it is smaller than `max_message`: the largest record would never fit",
+            ));
         }
     }
 
@@ -192,10 +202,16 @@ impl KafkaConfig {
         let Some(tls) = &self.tls else { return };
         match (&tls.cert_file, &tls.key_file) {
             (Some(_), None) => {
-                issues.push(issue(&["tls", "cert_file"], "`key_file` is missing: a certificate goes with its private key"));
+                issues.push(issue(
+                    &["tls", "cert_file"],
+                    "`key_file` is missing: a certificate goes with its private key",
+                ));
             }
             (None, Some(_)) => {
-                issues.push(issue(&["tls", "key_file"], "`cert_file` is missing: a private key goes with its certificate"));
+                issues.push(issue(
+                    &["tls", "key_file"],
+                    "`cert_file` is missing: a private key goes with its certificate",
+                ));
             }
             (None, None) if tls.key_password.is_some() => {
                 issues.push(issue(&["tls", "key_password"], "it goes with `key_file`: give that too"));
@@ -268,7 +284,8 @@ fn check_broker(text: &str) -> Result<(), &'static str> {
     let named = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
-            !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
         }
     };
     let numbered = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);

@@ -10,9 +10,9 @@ use rdkafka::{
     producer::{DeliveryResult, ProducerContext},
 };
 use tokio::sync::watch;
-use walgate_sink::Secret;
+use walgate_sink::{Secret, text};
 
-use crate::{flights::Flights, notices::Notices, statistics::Statistics, text, token::TokenFile};
+use crate::{flights::Flights, notices::Notices, statistics::Statistics, token::TokenFile};
 
 /// What all clients of a sink share.
 #[derive(Clone)]
@@ -60,6 +60,17 @@ impl Context {
     ) -> (Self, watch::Receiver<Notices>) {
         let (notices, heard) = watch::channel(Notices::default());
         (Context { surroundings: surroundings.clone(), notices, flights, statistics }, heard)
+    }
+
+    /// The client has met a fatal error, and sends nothing any more. May be said again.
+    pub(crate) fn ended(&self, said: &str) {
+        self.notices.send_if_modified(|notices| {
+            let news = notices.broken.is_none();
+            if news {
+                notices.broken = Some(text::excerpt(said.as_bytes(), &self.surroundings.secrets));
+            }
+            news
+        });
     }
 }
 

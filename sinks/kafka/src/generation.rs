@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long the thread waits for events before it looks whether it is to end.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(20);
 /// What the reports on given-up records may take.
 const LAST_REPORTS: Duration = Duration::from_secs(1);
 
@@ -143,6 +143,9 @@ impl Drop for Generation {
 fn live(producer: Arc<Producer>, slot: &Slot, stop: &AtomicBool, flights: &Flights) {
     while !stop.load(Ordering::Acquire) {
         producer.poll(POLL);
+        if let Some((_, said)) = producer.client().fatal_error() {
+            producer.context().ended(&said);
+        }
     }
     // From now on nothing can be queued; and nobody else has the producer.
     drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());

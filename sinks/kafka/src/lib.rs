@@ -14,12 +14,9 @@ mod notices;
 mod properties;
 mod sink;
 mod statistics;
-mod text;
 mod token;
 mod topic;
 mod topics;
 
-pub use config::{
-    Compression, CreateTopics, KafkaConfig, Mechanism, Oidc, Partitioner, SaslConfig, Scalar, TlsConfig,
-};
+pub use config::{Compression, CreateTopics, KafkaConfig, Mechanism, Oidc, Partitioner, SaslConfig, Scalar, TlsConfig};
 pub use sink::{KafkaFactory, KafkaSink};

@@ -13,9 +13,9 @@ use tokio::{
     sync::Mutex,
     time::{Instant, sleep, timeout_at},
 };
-use walgate_sink::SinkError;
+use walgate_sink::{SinkError, text};
 
-use crate::{context::Surroundings, flights::Flights, generation::Generation, statistics::Statistics, text};
+use crate::{context::Surroundings, flights::Flights, generation::Generation, statistics::Statistics};
 
 /// What sending the rest may take when the sink is closed.
 const CLOSE_TIME: Duration = Duration::from_secs(3);
@@ -86,7 +86,10 @@ impl Link {
             other => other.to_string(),
         };
         let why = text::excerpt(why.as_bytes(), &self.surroundings.secrets);
-        SinkError::fatal(format!("no producer for {} can be made: {why}: check `tls`, `sasl` and `properties`", self.place))
+        SinkError::fatal(format!(
+            "no producer for {} can be made: {why}: check `tls`, `sasl` and `properties`",
+            self.place
+        ))
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -21,13 +21,12 @@ use tokio::{
     sync::{oneshot, watch},
     time::timeout_at,
 };
-use walgate_sink::{ByteString, SinkError};
+use walgate_sink::{ByteString, SinkError, text};
 
 use crate::{
     CreateTopics, classify,
     context::{Context, Surroundings},
     notices::Notices,
-    text,
     topics::Facts,
 };
 
@@ -93,6 +92,24 @@ impl Lookout {
     /// Whether a broker answers, and lets the client in.
     pub(crate) async fn cluster(&self, deadline: tokio::time::Instant) -> Result<(), SinkError> {
         self.run(deadline, Look::cluster).await
+    }
+
+    /// Records of a topic, by its offsets.
+    #[cfg(test)]
+    pub(crate) async fn count(
+        &self,
+        topic: &str,
+        partitions: i32,
+        deadline: tokio::time::Instant,
+    ) -> Result<i64, SinkError> {
+        let topic = topic.to_owned();
+        self.run(deadline, move |look| {
+            (0..partitions).try_fold(0, |sum, partition| {
+                let (low, high) = look.ask(|client, step| client.fetch_watermarks(&topic, partition, step).ok())?;
+                Ok(sum + high - low)
+            })
+        })
+        .await
     }
 
     async fn run<T: Send + 'static>(
@@ -180,8 +197,11 @@ impl Look {
             let (error, replicas) = self.ask(|client, step| {
                 let metadata = client.fetch_metadata(Some(topic), step).ok()?;
                 let found = metadata.topics().iter().find(|found| found.name() == topic)?;
-                let replicas = found.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
-                Some((found.error().map(RDKafkaErrorCode::from), replicas))
+                if let Some(error) = found.error() {
+                    return Some((Some(RDKafkaErrorCode::from(error)), 0));
+                }
+                let replicas = found.partitions().iter().map(|partition| partition.replicas().len()).min();
+                Some((None, replicas.unwrap_or(0)))
             })?;
             match error {
                 None if replicas > 0 => {
@@ -217,9 +237,8 @@ impl Look {
         AdminClient::from_config_and_context(&self.lookout.client, context)
     }
 
-    fn options(&self) -> AdminOptions {
-        let left = self.until.saturating_duration_since(Instant::now()).max(STEP);
-        AdminOptions::new().request_timeout(Some(left)).operation_timeout(Some(left))
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now()).max(STEP)
     }
 
     /// Makes a topic. That another has made it meanwhile is as good.
@@ -236,12 +255,14 @@ impl Look {
             format!("topic `{topic}` cannot be made on {}: {why}", self.lookout.place)
         };
         let admin = self.admin().map_err(|error| SinkError::retryable(failed(&error.to_string())))?;
-        match self.runtime.block_on(admin.create_topics([&wanted], &self.options())) {
+        let options = AdminOptions::new().request_timeout(Some(self.left())).operation_timeout(Some(self.left()));
+        match self.runtime.block_on(admin.create_topics([&wanted], &options)) {
             Ok(results) => match results.into_iter().next() {
                 Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
-                Some(Err((_, code))) => {
-                    Err(SinkError::fatal(format!("{}: make it by hand, or mend `create_topics`", failed(&code.to_string()))))
-                }
+                Some(Err((_, code))) => Err(SinkError::fatal(format!(
+                    "{}: make it by hand, or mend `create_topics`",
+                    failed(&code.to_string())
+                ))),
                 _ => {
                     tracing::info!(sink = %self.lookout.surroundings.name, topic, "topic made");
                     Ok(())
@@ -258,6 +279,8 @@ impl Look {
             return None;
         }
         let admin = self.admin().ok()?;
-        settings::read(&self.runtime, &admin, topic, &self.options())
+        // They are good to know, and nothing that a delivery must wait long for.
+        let options = AdminOptions::new().request_timeout(Some(self.left() / 4));
+        settings::read(&self.runtime, &admin, topic, &options)
     }
 }

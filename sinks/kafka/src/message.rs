@@ -4,10 +4,10 @@ use std::fmt;
 
 use rdkafka::message::{Header, OwnedHeaders};
 use walgate_sink::{
-    ByteString, Bytes, Delivery, Envelope, Event, RejectReason, Rejection, Secret, envelope::trace_context,
+    ByteString, Bytes, Delivery, Envelope, Event, RejectReason, Rejection, Secret, envelope::trace_context, text,
 };
 
-use crate::{text, topic};
+use crate::topic;
 
 /// What the names of a CloudEvent's attributes begin with (Kafka protocol binding 1.0.2, section 3.2.3).
 pub(crate) const CLOUDEVENTS: &str = "ce_";
@@ -97,7 +97,8 @@ impl Records {
         }
         let key = delivery.target.get("key").or(event.key.as_ref()).cloned();
         let enveloped = self.envelope.wrap(event)?;
-        let mut headers = Vec::with_capacity(enveloped.attributes.len() + enveloped.headers.len() + self.headers.len() + 3);
+        let mut headers =
+            Vec::with_capacity(enveloped.attributes.len() + enveloped.headers.len() + self.headers.len() + 3);
         for (name, value) in enveloped.named(CLOUDEVENTS) {
             // The record has the key already; where the target gives it another one, the event's own stands here.
             if &*name != "walgate-key" || key != event.key {

@@ -1,9 +1,7 @@
 //! What librdkafka has said apart from reports on records.
 
 use rdkafka::error::RDKafkaErrorCode;
-use walgate_sink::Secret;
-
-use crate::text;
+use walgate_sink::{Secret, text};
 
 /// Numbers only grow: whoever noted one sees whether something came after it.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +28,6 @@ impl Notices {
             | RDKafkaErrorCode::UnsupportedSASLMechanism => self.refuse(said),
             // A handshake that breaks may be a broker that is just going.
             RDKafkaErrorCode::SSL if is_about_certificate(&said) => self.refuse(said),
-            RDKafkaErrorCode::Fatal => {
-                self.broken.get_or_insert(said);
-            }
             _ => self.complaint = Some(said),
         }
     }
@@ -74,8 +69,5 @@ mod tests {
         assert_eq!((notices.refused, notices.refusal()), (2, "no [secret]"));
         notices.take_in(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down", &secrets);
         assert_eq!(notices.down, 1);
-        notices.take_in(RDKafkaErrorCode::Fatal, "first", &secrets);
-        notices.take_in(RDKafkaErrorCode::Fatal, "second", &secrets);
-        assert_eq!(notices.broken.as_deref(), Some("first"));
     }
 }

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
-use walgate_sink::{ConfigIssue, Secret};
+use walgate_sink::{ConfigIssue, Secret, text};
 
 use crate::{
     KafkaConfig, Partitioner, SaslConfig, TlsConfig,
     config::{Compression, Mechanism, issue},
-    text,
 };
 
 /// Records that librdkafka holds at the most, whatever their size.
@@ -262,7 +261,8 @@ mod tests {
 
     #[test]
     fn k6_nothing_weakens_them_but_a_key_that_says_so() {
-        for (name, value) in [("acks", json!(1)), ("request.required.acks", json!("0")), ("enable.idempotence", json!(false))]
+        for (name, value) in
+            [("acks", json!(1)), ("request.required.acks", json!("0")), ("enable.idempotence", json!(false))]
         {
             let faults = faults(json!({ "properties": { name: value } }));
             assert!(faults[0].contains("`unsafe_acks: true` allows it"), "{faults:?}");

@@ -210,7 +210,8 @@ impl KafkaSink {
             if left.is_empty() && flight.waiting() == 0 && suspects.is_empty() && generation.is_sound() {
                 return Flown::Done;
             }
-            if !generation.is_sound() {
+            // A refusal is fatal to an idempotent producer, and told before that.
+            if !generation.is_sound() || (!suspects.is_empty() && generation.fatal().is_some()) {
                 return self.after_the_end(&generation, &flight, records, report, suspects, deadline).await;
             }
             if left.is_empty() && flight.waiting() == 0 {
@@ -425,3 +426,6 @@ impl Sink for KafkaSink {
         Capabilities::default().with_max_batch(WINDOW)
     }
 }
+
+#[cfg(test)]
+mod tests;

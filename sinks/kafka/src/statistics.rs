@@ -71,10 +71,18 @@ impl Statistics {
         let gauge = |name, help, value| Reading::new(name, help, ReadingKind::Gauge, value);
         let counter = |name, help, value| Reading::new(name, help, ReadingKind::Counter, value);
         vec![
-            gauge("kafka_held_records", "Records that the client holds and no broker has acknowledged", document.msg_cnt),
+            gauge(
+                "kafka_held_records",
+                "Records that the client holds and no broker has acknowledged",
+                document.msg_cnt,
+            ),
             gauge("kafka_held_bytes", "Bytes of those records", document.msg_size),
             gauge("kafka_brokers_up", "Brokers with a connection", up),
-            gauge("kafka_outstanding_requests", "Requests that no broker has answered", sum(|broker| broker.waitresp_cnt)),
+            gauge(
+                "kafka_outstanding_requests",
+                "Requests that no broker has answered",
+                sum(|broker| broker.waitresp_cnt),
+            ),
             gauge("kafka_round_trip_seconds", "99th percentile of the slowest broker's answers", rtt),
             counter("kafka_sent_records", "Records sent, repeats counted", document.txmsgs),
             counter("kafka_sent_record_bytes", "Bytes of those records", document.txmsg_bytes),
@@ -82,7 +90,11 @@ impl Statistics {
             counter("kafka_request_bytes", "Bytes of those requests", document.tx_bytes),
             counter("kafka_request_retries", "Requests that were sent again", sum(|broker| broker.txretries)),
             counter("kafka_request_errors", "Requests that could not be sent", sum(|broker| broker.txerrs)),
-            counter("kafka_request_timeouts", "Requests that were not answered in time", sum(|broker| broker.req_timeouts)),
+            counter(
+                "kafka_request_timeouts",
+                "Requests that were not answered in time",
+                sum(|broker| broker.req_timeouts),
+            ),
             counter("kafka_connects", "Connections to brokers that were tried", sum(|broker| broker.connects)),
             counter("kafka_disconnects", "Connections to brokers that ended", sum(|broker| broker.disconnects)),
         ]

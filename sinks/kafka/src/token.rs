@@ -105,10 +105,10 @@ mod tests {
             (&*jwt(&json!({ "exp": 5 })), "has expired"),
             (&*"a".repeat(65 << 10), "more than 64 KiB"),
         ] {
-            let error = read(content).unwrap_err();
+            let error = read(content).err().unwrap();
             assert!(error.contains(why) && !error.contains("canary"), "{error}");
         }
-        let error = TokenFile::new(Path::new("/no/such/token")).read().unwrap_err();
+        let error = TokenFile::new(Path::new("/no/such/token")).read().err().unwrap();
         assert!(error.contains("/no/such/token"), "{error}");
     }
 }

@@ -13,7 +13,10 @@ pub(crate) fn check(name: &str) -> Result<(), String> {
         return Err(format!("it has {} bytes, and a topic's name has {MAX_LENGTH} at the most", name.len()));
     }
     if let Some(c) = name.chars().find(|c| !is_legal(*c)) {
-        return Err(format!("it holds `{}`: a topic's name is made of a-z, A-Z, 0-9, `.`, `_` and `-`", c.escape_debug()));
+        return Err(format!(
+            "it holds `{}`: a topic's name is made of a-z, A-Z, 0-9, `.`, `_` and `-`",
+            c.escape_debug()
+        ));
     }
     if matches!(name, "." | "..") {
         return Err(format!("`{name}` is no name"));
