@@ -192,8 +192,7 @@ impl Kafka {
         assert!(process.reap(wait::DEADLINE).is_some(), "Kafka did not end:\n{}", self.log());
     }
 
-    /// SIGSTOP; returns when it stands still. A broker that stood still for more than three seconds is without leaders
-    /// for a moment when it goes on.
+    /// SIGSTOP; returns when it stands still.
     #[track_caller]
     pub fn freeze(&self) {
         let pid = self.pid().expect("a running broker");
@@ -239,7 +238,7 @@ pub fn token(user: &str, lifetime: Duration) -> String {
     format!("{}.{}.", encode(json!({ "alg": "none" }).to_string()), encode(claims.to_string()))
 }
 
-/// Lets a first broker run, where none has yet, from which later ones get their classes ready: half the time of a start.
+/// Lets a first broker run, where none has yet, from which later ones get their classes ready.
 fn learn_classes() {
     static LEARNT: OnceLock<()> = OnceLock::new();
     LEARNT.get_or_init(|| {
