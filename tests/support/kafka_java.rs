@@ -59,8 +59,10 @@ const LOGINS: &str = "\
 scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_walgate=\"secret\";
-oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";
-oauthbearer.sasl.server.callback.handler.class=org.apache.kafka.common.security.oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler
+oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule \
+    required unsecuredLoginStringClaim_sub=\"broker\";
+oauthbearer.sasl.server.callback.handler.class=\
+    org.apache.kafka.common.security.oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler
 ";
 
 /// Fills a broker's folder: `server.properties` and a log folder that was never used.
@@ -136,8 +138,8 @@ pub fn with_known_classes() -> Vec<String> {
     archive.exists().then(|| format!("-XX:SharedArchiveFile={}", archive.display())).into_iter().collect()
 }
 
-/// Where the classes that a broker needs lie, ready to be mapped, once a broker has left them there. Java takes them only
-/// with the version and the jars that they were made from: both are in the name.
+/// Where the classes that a broker needs lie, ready to be mapped, once a broker has left them there. Java takes them
+/// only with the version and the jars that they were made from: both are in the name.
 pub fn archive() -> &'static Path {
     static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVE.get_or_init(|| {

@@ -15,8 +15,8 @@ use super::processes;
 use super::proxy::Proxy;
 use super::wait::{DEADLINE, eventually};
 
-/// What Kafka's own Java library wrote: a batch at offset 1000 by the idempotent producer 4711 in its epoch 3. Its end is
-/// left out: a value of 200 zeros, and no headers.
+/// What Kafka's own Java library wrote: a batch at offset 1000 by the idempotent producer 4711 in its epoch 3. Its end
+/// is left out: a value of 200 zeros, and no headers.
 const JAVAS: &str = "\
     00000000000003e8000001270000000502f95ee3d40000000000020000018bcfe5687b0000018bcfe58f0f00000000000012\
     670003000000070000000336000000026b047b7d0604696406652d31086e6f6e650104696402320c002d02010100a20300a8\

@@ -1,5 +1,5 @@
-//! Kafka's protocol by hand, without TLS of its own: so that what walgate's client library wrote is not read with the same
-//! library. Of each request the version that is fixed here is served by 3.9 and by 4.4.
+//! Kafka's protocol by hand, without TLS of its own: so that what walgate's client library wrote is not read with the
+//! same library. Of each request the version that is fixed here is served by 3.9 and by 4.4.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -466,8 +466,8 @@ impl Wire {
         self.read_from(topic, &mut Offsets::new())
     }
 
-    /// What a topic holds from these offsets on, up to its ends at this moment, and moves the offsets there. A partition
-    /// without an offset is read from its beginning. Records of aborted transactions are among them.
+    /// What a topic holds from these offsets on, up to its ends at this moment, and moves the offsets there. A
+    /// partition without an offset is read from its beginning. Records of aborted transactions are among them.
     #[track_caller]
     pub fn read_from(&mut self, topic: &str, offsets: &mut Offsets) -> Vec<Record> {
         let ends = self.ends(topic);
