@@ -152,8 +152,8 @@ impl Kafka {
         name
     }
 
-    /// Starts the stopped or killed broker again: same data, same ports. Returns when it leads all that it has; after a
-    /// kill that takes some seconds, until the session of the killed one is over.
+    /// Starts the stopped or killed broker again: same data, same ports. Returns when it leads all that it has, and any
+    /// producer can write; after a kill that takes some seconds, until the session of the killed one is over.
     #[track_caller]
     pub fn start_again(&self) {
         self.start_with(&kafka_java::with_known_classes());
@@ -167,7 +167,10 @@ impl Kafka {
         let mut command = kafka_java::broker(&self.folder, flags);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
         let mut process = Process::spawn(&mut command, Signal::KILL);
-        let serves = || Wire::try_connect(self.ports.plain)?.try_serves(None);
+        let serves = || {
+            let mut wire = Wire::try_connect(self.ports.plain)?;
+            Ok::<_, std::io::Error>(wire.try_serves(None)? && wire.try_gives_producer_ids()?)
+        };
         let over = wait::within(3 * wait::DEADLINE, || process.ended().is_some() || serves().unwrap_or(false));
         assert!(over && process.ended().is_none(), "Kafka did not start:\n{}", self.log());
         *slot = Some(process);

@@ -18,6 +18,7 @@ const METADATA: (i16, i16) = (3, 4);
 const SASL_HANDSHAKE: (i16, i16) = (17, 1);
 const CREATE_TOPICS: (i16, i16) = (19, 2);
 const DELETE_TOPICS: (i16, i16) = (20, 1);
+const INIT_PRODUCER_ID: (i16, i16) = (22, 0);
 const DESCRIBE_ACLS: (i16, i16) = (29, 1);
 const CREATE_ACLS: (i16, i16) = (30, 1);
 const DELETE_ACLS: (i16, i16) = (31, 1);
@@ -351,6 +352,14 @@ impl Wire {
             }
         }
         Ok(true)
+    }
+
+    /// Whether idempotent producers get their ids, which a broker has some moments after it serves.
+    pub fn try_gives_producer_ids(&mut self) -> io::Result<bool> {
+        let answer = self.try_ask(INIT_PRODUCER_ID, Body::default().i16(-1).i32(60_000))?;
+        let mut answer = Cursor(&answer);
+        answer.i32();
+        Ok(answer.code() == Code::NONE)
     }
 
     /// Makes a topic; returns when it can be written to.
