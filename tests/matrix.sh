@@ -5,7 +5,8 @@
 #   PG="18 14" tests/matrix.sh            only these versions of PostgreSQL
 #   FILTER=nats tests/matrix.sh           only the tests with this in their name
 #
-# PostgreSQL 14, 16, 17 and 18, each with nats-server 2.15; the servers are fetched into .cache/ and checked by hash.
+# PostgreSQL 14, 16, 17 and 18, each with nats-server 2.15 and Kafka 3.9; the servers are fetched into .cache/ and checked
+# by hash.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PG=${PG:-18 17 16 14} FILTER=${FILTER:-} LOGS=target/matrix
@@ -13,6 +14,8 @@ mkdir -p "$LOGS"
 cargo test --locked --features full --test e2e --no-run || exit 1
 tests/setup.sh nats 2.15 || exit 3
 export WALGATE_TEST_NATS_SERVER=$PWD/.cache/nats-2.15/nats-server
+tests/setup.sh kafka 3.9 || exit 3
+export WALGATE_TEST_KAFKA=$PWD/.cache/kafka-3.9
 nats=$("$WALGATE_TEST_NATS_SERVER" --version | tr -dc '0-9.')
 failed=0 table="| $(date -u +%F) | nats-server | tests | minutes |"$'\n'"|---|---|---|---|"
 for major in $PG; do
