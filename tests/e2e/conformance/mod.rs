@@ -3,6 +3,8 @@
 
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 #[cfg(feature = "sqs")]
 mod sqs;
 #[cfg(feature = "webhook")]
