@@ -21,7 +21,7 @@ demo: build ## the vanished order, and how it becomes impossible (a PostgreSQL o
 test: setup ## every test, against real servers
 	$(CARGO) test --workspace --locked --features full
 
-test-matrix: setup ## the end-to-end tests on PostgreSQL 14, 16, 17, 18, nats-server 2.15 and Kafka 3.9 (PG="18 14" FILTER=nats)
+test-matrix: setup ## the end-to-end tests on PostgreSQL 14, 16, 17, 18, nats-server 2.15, Kafka 3.9, RabbitMQ 4.0 (PG="18 14" FILTER=nats)
 	@tests/matrix.sh
 
 soak: setup ## faults at random against a fan-out to two sinks (SOAK_MINUTES=10 SOAK_SEED=1)

@@ -9,6 +9,7 @@
 #   tests/setup.sh postgres 18     PostgreSQL 18 (14 to 18) into .cache/postgresql/18, for `make test-matrix`
 #   tests/setup.sh nats 2.15       nats-server 2.15 into .cache/nats-2.15, for the same
 #   tests/setup.sh kafka 3.9       Kafka 3.9 into .cache/kafka-3.9, for the same
+#   tests/setup.sh rabbitmq 4.0    RabbitMQ 4.0 in a Debian 13 of its own into .cache/rabbitmq-4.0, for the same; needs root
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CACHE=$PWD/.cache
@@ -155,6 +156,28 @@ kafka_jars() { # name, version
   jars "$1" org.apache.kafka:kafka_2.13:"$2" org.slf4j:slf4j-simple:1.7.36 \
     || die "Kafka $2 could not be fetched with Maven, or is not what tests/$1.sha256 says"
 }
+
+# RabbitMQ 4.0 with its own Erlang, in a folder that holds a Debian 13: debootstrap checks what it fetches by Debian's keys.
+# Nodes run in it by chroot, so it is of use to root only.
+rabbitmq_from_debian() { # folder
+  local mirror
+  root_with_apt || { say "only root on a Debian can build and use it"; return 1; }
+  command -v debootstrap >/dev/null || apt_install debootstrap || return 1
+  # The mirror that this machine is set to, where that is one of Debian; else debootstrap's own.
+  mirror=$(. /etc/os-release && [ "$ID" = debian ] && apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Component: main' "Codename: $VERSION_CODENAME" | head -n 1) || mirror=
+  say "building a Debian 13 with RabbitMQ 4.0 in ${1#"$PWD/"} (debootstrap, 350 MB)"
+  mkdir -p "$CACHE"
+  rm -rf "$1.part"
+  debootstrap --variant=minbase --include=rabbitmq-server trixie "$1.part" ${mirror:+"$mirror"} > "$1.log" 2>&1 || { tail -n 3 "$1.log" >&2; return 1; }
+  rm -rf "$1.part"/var/cache/apt/archives/*.deb "$1.part"/var/lib/apt/lists/*
+  mv "$1.part" "$1"
+}
+
+if [ "${1:-}" = rabbitmq ]; then
+  [ "${2:-}" = 4.0 ] || die "there is no recipe for RabbitMQ ${2:-}: 4.0"
+  [ -x "$CACHE/rabbitmq-4.0/usr/lib/rabbitmq/bin/rabbitmq-server" ] || rabbitmq_from_debian "$CACHE/rabbitmq-4.0" || die "RabbitMQ 4.0 could not be built"
+  exit 0
+fi
 
 if [ "${1:-}" = nats ]; then
   [ "${2:-}" = 2.15 ] || die "there is no recipe for nats-server ${2:-}: 2.15"

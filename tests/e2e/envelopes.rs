@@ -2,6 +2,13 @@
 //! use, and `envelope: debezium` by its names.
 
 use cloudevents::event::Data;
+#[cfg(feature = "rabbitmq")]
+use cloudevents::event::SpecVersion;
+#[cfg(feature = "rabbitmq")]
+use cloudevents::message::{
+    self, BinaryDeserializer, BinarySerializer, Encoding, MessageAttributeValue, MessageDeserializer,
+    StructuredDeserializer, StructuredSerializer,
+};
 use cloudevents::{AttributesReader as _, Event};
 use http::HeaderMap;
 #[cfg(feature = "nats")]
@@ -9,9 +16,17 @@ use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::rig::Rig;
+#[cfg(feature = "rabbitmq")]
+use crate::support::amqp_wire::Stored;
 #[cfg(feature = "nats")]
 use crate::support::nats::NatsServer;
+#[cfg(feature = "rabbitmq")]
+use crate::support::rabbitmq::Rabbit;
 use crate::support::receiver::{Receiver, SECRET};
+#[cfg(feature = "sqs")]
+use crate::support::sqs::Server;
+#[cfg(feature = "sqs")]
+use crate::support::wait::DEADLINE;
 use crate::support::walgate::Walgate;
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -147,4 +162,135 @@ fn a_cloudevents_library_reads_what_nats_holds() {
         assert_eq!(headers[name], value, "{name}");
     }
     assert_eq!(serde_json::from_slice::<Value>(&data).expect("JSON")["total"], 1);
+}
+
+/// A message of RabbitMQ as the library takes it: it knows no AMQP, so this says where the AMQP binding puts what.
+#[cfg(feature = "rabbitmq")]
+struct Amqp(Stored);
+
+#[cfg(feature = "rabbitmq")]
+impl BinaryDeserializer for Amqp {
+    fn deserialize_binary<R, V: BinarySerializer<R>>(self, mut visitor: V) -> message::Result<R> {
+        let value = |text: &str| MessageAttributeValue::String(text.to_owned());
+        let version = SpecVersion::try_from(self.0.header("cloudEvents_specversion").unwrap_or_default())?;
+        let known = version.attribute_names();
+        visitor = visitor.set_spec_version(version)?;
+        if let Some(content_type) = &self.0.content_type {
+            visitor = visitor.set_attribute("datacontenttype", value(content_type))?;
+        }
+        for (name, text) in &self.0.headers {
+            match name.strip_prefix("cloudEvents_") {
+                Some("specversion") | None => {}
+                Some(name) if known.contains(&name) => visitor = visitor.set_attribute(name, value(text))?,
+                Some(name) => visitor = visitor.set_extension(name, value(text))?,
+            }
+        }
+        visitor.end_with_data(self.0.data)
+    }
+}
+
+#[cfg(feature = "rabbitmq")]
+impl StructuredDeserializer for Amqp {
+    fn deserialize_structured<R, V: StructuredSerializer<R>>(self, visitor: V) -> message::Result<R> {
+        visitor.set_structured_event(self.0.data)
+    }
+}
+
+#[cfg(feature = "rabbitmq")]
+impl MessageDeserializer for Amqp {
+    fn encoding(&self) -> Encoding {
+        match &self.0.content_type {
+            Some(content_type) if content_type.starts_with("application/cloudevents") => Encoding::STRUCTURED,
+            _ => Encoding::BINARY,
+        }
+    }
+}
+
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn a_cloudevents_library_reads_what_rabbitmq_holds() {
+    let (rig, server) = (Rig::new(), Rabbit::shared());
+    let vhost = server.vhost();
+    let mut wire = server.wire(&vhost);
+    let mut setup = rig.source();
+    for (name, envelope) in [
+        ("binary", "{ cloudevents: { source: /shop } }"),
+        ("whole", "{ cloudevents: { source: /shop, mode: structured } }"),
+        ("router", "debezium"),
+    ] {
+        let port = server.port();
+        setup = setup.sink(&format!(
+            "{name}: {{ rabbitmq: {{ url: \"amqp://walgate:secret@127.0.0.1:{port}/{vhost}\", routing_key: {name}, \
+             envelope: {envelope} }}, delivery: {{ {QUICK} }} }}"
+        ));
+        wire.declare_queue(name, &[]);
+    }
+    let mut walgate = Walgate::run(&setup.route("**", "[binary, whole, router]"));
+    let id = insert(&rig);
+    rig.wait_confirmed(&mut walgate, &id);
+    let mut stored = |queue: &str| {
+        let message = wire.take(queue).unwrap_or_else(|| panic!("nothing in {queue}"));
+        assert_eq!((message.id(), message.kind.as_deref()), (&*id, Some("order.created")), "{queue}");
+        assert_eq!(message.header("traceparent"), Some(TRACEPARENT), "{queue}");
+        assert_eq!(wire.count(queue), 0, "{queue}");
+        message
+    };
+    let binary = stored("binary");
+    assert!(
+        binary.headers.iter().all(|(name, _)| name == "traceparent" || name.starts_with("cloudEvents_")),
+        "{binary:?}"
+    );
+    assert_event(&MessageDeserializer::into_event(Amqp(binary)).expect("a CloudEvent"), &id, "50% ä");
+    let whole = stored("whole");
+    assert_eq!(whole.content_type.as_deref(), Some("application/cloudevents+json"));
+    assert_eq!(whole.headers.len(), 1, "{whole:?}");
+    assert_event(&MessageDeserializer::into_event(Amqp(whole)).expect("a CloudEvent"), &id, "50% ä");
+    let router = stored("router");
+    for (name, value) in
+        [("id", &*id), ("eventType", "order.created"), ("aggregateid", "k-1"), ("walgate-header-tenant", "50% ä")]
+    {
+        assert_eq!(router.header(name), Some(value), "{name}");
+    }
+    assert_eq!(router.content_type.as_deref(), Some("application/json"));
+    assert_eq!(serde_json::from_slice::<Value>(&router.data).expect("JSON")["total"], 1);
+}
+
+#[cfg(feature = "sqs")]
+#[test]
+fn a_cloudevents_library_reads_what_sqs_holds() {
+    let rig = Rig::new();
+    for server in [Server::shared(), Server::elasticmq()] {
+        let queues = ["cloudevents.fifo", "router.fifo"];
+        let mut setup = rig.source();
+        for (queue, envelope) in queues.iter().zip(["{ cloudevents: { source: /shop } }", "debezium"]) {
+            let (name, by) = (queue.trim_end_matches(".fifo"), server.by(server.port()));
+            setup = setup.sink(&format!(
+                "{name}: {{ sqs: {{ {by}, queue: {queue}, forward_headers: [traceparent], envelope: {envelope} }}, \
+                 delivery: {{ {QUICK} }} }}"
+            ));
+            server.create(queue, &[]);
+        }
+        let mut walgate = Walgate::run(&setup.route("**", "[cloudevents, router]"));
+        let id = insert(&rig);
+        rig.wait_confirmed(&mut walgate, &id);
+        walgate.terminate();
+        walgate.wait_for_end(DEADLINE).expect(0, &[]);
+        let stored = |queue: &str| {
+            let mut messages = server.take_all(queue);
+            messages.retain(|message| message.id() == id);
+            let [message] = &messages[..] else { panic!("{queue}: {messages:?}") };
+            assert_eq!(message.attribute("traceparent"), Some(TRACEPARENT), "{queue}");
+            message.clone()
+        };
+        let whole = stored(queues[0]);
+        assert_eq!(whole.attribute("content-type"), Some("application/cloudevents+json"));
+        assert_event(&serde_json::from_str(&whole.body).expect("a CloudEvent"), &id, "50% ä");
+        let router = stored(queues[1]);
+        for (name, value) in
+            [("eventType", "order.created"), ("aggregateid", "k-1"), ("content-type", "application/json")]
+        {
+            assert_eq!(router.attribute(name), Some(value), "{name}");
+        }
+        assert_eq!(serde_json::from_str::<Value>(&router.body).expect("JSON")["total"], 1);
+    }
 }

@@ -33,6 +33,17 @@ const KINDS: &[Kind] = &[
             )
         },
     },
+    #[cfg(feature = "sqs")]
+    Kind {
+        name: "sqs",
+        greeting: b"",
+        config: |port, ca| {
+            format!(
+                "endpoint: \"https://localhost:{port}\", region: us-east-1, access_key_id: AKIAWALGATETEST00001, \
+                 secret_access_key: {SECRET}, queue: orders, ca_file: {ca:?}"
+            )
+        },
+    },
     #[cfg(feature = "nats")]
     Kind {
         name: "nats",

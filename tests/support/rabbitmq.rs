@@ -1,6 +1,7 @@
 //! A real RabbitMQ node as a child process, with an epmd of its own, to be killed and started again.
 //!
-//! One node is shared by the tests, each with a virtual host of its own; those that hurt a node start another.
+//! One node is shared by the tests, each with a virtual host of its own; those that hurt a node start another. Where
+//! `WALGATE_TEST_RABBITMQ_ROOT` names a folder with another Debian in it, nodes run from there (`tests/setup.sh rabbitmq`).
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,6 +20,14 @@ use super::wait;
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// Whom the package makes for the server.
 const USER: &str = "rabbitmq";
+/// Whom a node in a root of its own runs as: every Debian has him, and under the same number.
+const NOBODY: &str = "65534";
+/// Becomes a program in another root, with the node's folder in its place. The mounts are this process's, and end with it.
+const ENTER: &str = r#"
+mount -t tmpfs tmpfs "$1/tmp" && mkdir -p "$1$2" && mount --bind "$2" "$1$2" && mount -t proc proc "$1/proc" || exit 1
+root=$1 user=$3; shift 3
+exec chroot --userspec="$user:$user" "$root" "$@"
+"#;
 
 /// See the module. Its folder, and so what it has stored, outlives a kill.
 pub struct Rabbit {
@@ -66,10 +75,11 @@ impl Rabbit {
         std::fs::set_permissions(&cookie, std::fs::Permissions::from_mode(0o400)).expect("chmod");
         prepare(&folder);
         if is_root() {
-            let status = Command::new("chown").arg("-R").arg(USER).arg(&folder).status().expect("chown");
+            let user = if root().is_some() { NOBODY } else { USER };
+            let status = Command::new("chown").arg("-R").arg(user).arg(&folder).status().expect("chown");
             assert!(status.success(), "chown");
         }
-        let mut command = as_user("epmd");
+        let mut command = as_user("epmd", &folder);
         command.args(["-address", "127.0.0.1", "-port", &ports[0].to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let epmd = Process::spawn(&mut command, Signal::KILL);
@@ -122,7 +132,7 @@ impl Rabbit {
         let mut slot = self.process.lock().expect("the node's process");
         assert!(slot.is_none(), "the node runs already");
         let log = File::options().append(true).create(true).open(self.folder.join("out.log")).expect("out.log");
-        let mut command = as_user(&format!("{SCRIPTS}/rabbitmq-server"));
+        let mut command = as_user(&format!("{SCRIPTS}/rabbitmq-server"), &self.folder);
         self.environment(&mut command);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
         let mut process = Process::spawn(&mut command, Signal::KILL);
@@ -155,7 +165,7 @@ impl Rabbit {
     /// `rabbitmqctl`, which must succeed; what it prints.
     #[track_caller]
     pub fn ctl(&self, arguments: &[&str]) -> String {
-        let mut command = as_user(&format!("{SCRIPTS}/rabbitmqctl"));
+        let mut command = as_user(&format!("{SCRIPTS}/rabbitmqctl"), &self.folder);
         self.environment(&mut command);
         let output = command.arg("-q").args(arguments).stdin(Stdio::null()).output().expect("rabbitmqctl");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -192,8 +202,20 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A program as the server's user: the child becomes it.
-fn as_user(program: &str) -> Command {
+/// The other root that nodes run in.
+fn root() -> Option<PathBuf> {
+    let root = std::env::var_os("WALGATE_TEST_RABBITMQ_ROOT")?;
+    Some(std::path::absolute(root).expect("a path"))
+}
+
+/// A program as the server's user: the child becomes it. Here, or where the other root is.
+fn as_user(program: &str, folder: &Path) -> Command {
+    if let Some(root) = root() {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", ENTER, "sh"]);
+        command.arg(root).arg(folder).args([NOBODY, program]);
+        return command;
+    }
     if !is_root() {
         return Command::new(program);
     }

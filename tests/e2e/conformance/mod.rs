@@ -1,8 +1,12 @@
 //! The conformance kit (`walgate_sink::conformance`) on every sink and its real server. A harness is a file: how the server
 //! is started, stopped and read, with a proxy as the link that breaks.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 #[cfg(feature = "sqs")]
 mod sqs;
 #[cfg(feature = "webhook")]

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{PayloadFormat, Timestamp, read_config};
 
+mod examples;
+
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 fn event(format: PayloadFormat, payload: Option<&[u8]>) -> Event {
@@ -34,68 +36,21 @@ fn structured(event: &Event) -> Value {
     serde_json::from_slice(&wrapped.body.unwrap()).unwrap()
 }
 
-/// The examples of the JSON format 1.0.2, section 3.2, as far as an outbox can hold them. In the first one there is a
-/// placeholder for the data, and its content type follows from the column's type here.
 #[test]
-fn the_examples_of_the_json_format() {
-    let extensions = &[("comexampleextension1", "value"), ("comexampleothervalue", "5")];
-    let binary = with_headers(event(PayloadFormat::Binary, Some(&[0, 159, 255])), extensions);
-    let mut expected = json!({
-        "specversion": "1.0", "type": "com.example.someevent", "source": "/mycontext", "id": "A234-1234-1234",
-        "time": "2018-04-05T17:31:00.000000Z", "comexampleextension1": "value", "comexampleothervalue": "5",
-        "datacontenttype": "application/octet-stream", "data_base64": "AJ//",
-    });
-    assert_eq!(structured(&binary), expected);
-    let text = with_headers(event(PayloadFormat::Text, Some(br#"<much wow="xml"/>"#)), extensions);
-    expected.as_object_mut().unwrap().shift_remove("data_base64");
-    expected["datacontenttype"] = json!("text/plain; charset=utf-8");
-    expected["data"] = json!("<much wow=\"xml\"/>");
-    assert_eq!(structured(&text), expected);
-    let object = br#"{ "appinfoA" : "abc", "appinfoB" : 123, "appinfoC" : true }"#;
-    let json = with_headers(event(PayloadFormat::Json, Some(object)), extensions);
-    expected["datacontenttype"] = json!("application/json");
-    expected["data"] = json!({ "appinfoA": "abc", "appinfoB": 123, "appinfoC": true });
-    assert_eq!(structured(&json), expected);
-    // A JSON string is data as any other JSON value.
-    expected["data"] = json!("I'm just a string");
-    let string = with_headers(event(PayloadFormat::Json, Some(br#""I'm just a string""#)), extensions);
-    assert_eq!(structured(&string), expected);
-    // No data is another thing than null as data.
-    expected["data"] = json!(null);
-    assert_eq!(structured(&with_headers(event(PayloadFormat::Json, Some(b"null")), extensions)), expected);
-    for absent in ["data", "datacontenttype"] {
-        expected.as_object_mut().unwrap().shift_remove(absent);
-    }
-    assert_eq!(structured(&with_headers(event(PayloadFormat::Json, None), extensions)), expected);
+fn no_payload_is_another_thing_than_null_as_payload() {
+    let null = structured(&event(PayloadFormat::Json, Some(b"null")));
+    assert_eq!((null.get("data"), &null["datacontenttype"]), (Some(&Value::Null), &json!("application/json")));
+    let none = structured(&event(PayloadFormat::Json, None));
+    assert_eq!((none.get("data"), none.get("datacontenttype")), (None, None));
+    let binary = cloudevents(ContentMode::Binary).wrap(&event(PayloadFormat::Json, None)).unwrap();
+    assert_eq!((binary.body, binary.content_type), (None, None));
 }
 
-/// The same examples "re-encoded using HTTP Binary Content Mode".
 #[test]
-fn the_examples_in_binary_mode() {
-    let extensions = &[("comexampleextension1", "value"), ("comexampleothervalue", "5")];
-    for (format, payload, content_type) in [
-        (PayloadFormat::Binary, &b"\0\x9f\xff"[..], "application/octet-stream"),
-        (PayloadFormat::Text, br#"<much wow="xml"/>"#, "text/plain; charset=utf-8"),
-        (PayloadFormat::Json, br#"{ "appinfoA" : "abc" }"#, "application/json"),
-    ] {
-        let event = with_headers(event(format, Some(payload)), extensions);
-        let wrapped = cloudevents(ContentMode::Binary).wrap(&event).unwrap();
-        assert_eq!((wrapped.body.as_deref(), wrapped.content_type), (Some(payload), Some(content_type)));
-        assert_eq!(wrapped.body.as_ref().unwrap().as_ptr(), event.body().as_ptr(), "no copy");
-        let expected = [
-            ("ce-specversion", "1.0"),
-            ("ce-id", "A234-1234-1234"),
-            ("ce-type", "com.example.someevent"),
-            ("ce-source", "/mycontext"),
-            ("ce-time", "2018-04-05T17:31:00.000000Z"),
-            ("ce-comexampleextension1", "value"),
-            ("ce-comexampleothervalue", "5"),
-        ];
-        assert_eq!(attributes(&wrapped, "ce-"), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        assert!(attributes(&wrapped, "cloudEvents_").iter().all(|(name, _)| name.starts_with("cloudEvents_")));
-    }
-    let null = cloudevents(ContentMode::Binary).wrap(&event(PayloadFormat::Json, None)).unwrap();
-    assert_eq!((null.body, null.content_type), (None, None));
+fn a_payload_beside_its_attributes_is_not_copied() {
+    let event = event(PayloadFormat::Json, Some(br#"{ "appinfoA" : "abc" }"#));
+    let wrapped = cloudevents(ContentMode::Binary).wrap(&event).unwrap();
+    assert_eq!(wrapped.body.as_ref().unwrap().as_ptr(), event.body().as_ptr());
 }
 
 /// HTTP binding 1.0.2, section 3.1.3.2.
