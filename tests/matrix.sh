@@ -6,8 +6,8 @@
 #   FILTER=nats tests/matrix.sh           only the tests with this in their name
 #   PG= tests/matrix.sh                   only RabbitMQ
 #
-# PostgreSQL 14, 16, 17 and 18, each with nats-server 2.15 and Kafka 3.9; the servers are fetched into .cache/ and checked by hash. Then
-# the tests of the sink `rabbitmq` with RabbitMQ 4.0, which needs root: it runs in a Debian 13 of its own.
+# PostgreSQL 14, 16, 17 and 18, each with nats-server 2.15 and Kafka 3.9; the servers are fetched into .cache/ and checked
+# by hash. Then the tests of the sink `rabbitmq` with RabbitMQ 4.0, which needs root: it runs in a Debian 13 of its own.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PG=${PG-18 17 16 14} FILTER=${FILTER:-} LOGS=target/matrix
@@ -36,7 +36,7 @@ for major in $PG; do
   export WALGATE_TEST_PG_BIN=$PWD/.cache/postgresql/$major/bin
   run "$major" "PostgreSQL $("$WALGATE_TEST_PG_BIN/postgres" --version | sed 's/[^0-9]*\([0-9.]*\).*/\1/')" "$nats" "$FILTER"
 done
-unset WALGATE_TEST_PG_BIN WALGATE_TEST_NATS_SERVER
+unset WALGATE_TEST_PG_BIN WALGATE_TEST_NATS_SERVER WALGATE_TEST_KAFKA
 
 case rabbitmq in *"$FILTER"*)
   if tests/setup.sh rabbitmq 4.0; then

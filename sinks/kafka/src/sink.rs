@@ -58,9 +58,12 @@ impl SinkFactory for KafkaFactory {
         if field == "topic" { topic::check(value) } else { Ok(()) }
     }
 
-    #[allow(clippy::unused_async, reason = "the trait's signature; nothing is waited for by its contract")]
     async fn connect(config: &KafkaConfig, context: SinkContext) -> Result<KafkaSink, SinkError> {
-        KafkaSink::new(config, &context)
+        let sink = KafkaSink::new(config, &context)?;
+        // Reads the files that the settings name. The producer asks for its number as soon as a broker is there, so that
+        // the first delivery does not wait for that.
+        sink.link.generation(Instant::now() + context.timeout).await?;
+        Ok(sink)
     }
 }
 
