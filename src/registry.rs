@@ -6,9 +6,33 @@ use walgate_sink::{ErasedFactory, SinkFactory, erase};
 
 use crate::config::KindCatalog;
 
-/// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
-pub const OPTIONAL_KINDS: &[(&str, &str)] =
-    &[("kafka", "kafka"), ("nats", "nats"), ("rabbitmq", "rabbitmq"), ("sqs", "sqs"), ("webhook", "webhook")];
+/// Sinks that may be left out of a build: the kind, which is also the name of its cargo feature, and its factory.
+macro_rules! optional_sinks {
+    ($($kind:literal => $factory:path,)*) => {
+        /// Kinds that exist in this project but may be left out of a build, with the cargo feature that brings them.
+        pub const OPTIONAL_KINDS: &[(&str, &str)] = &[$(($kind, $kind)),*];
+
+        /// Which of them are compiled in, in the same order.
+        #[cfg(test)]
+        const COMPILED_IN: &[bool] = &[$(cfg!(feature = $kind)),*];
+
+        fn with_optional(registry: Registry) -> Registry {
+            $(
+                #[cfg(feature = $kind)]
+                let registry = registry.with::<$factory>();
+            )*
+            registry
+        }
+    };
+}
+
+optional_sinks! {
+    "kafka" => walgate_sink_kafka::KafkaFactory,
+    "nats" => walgate_sink_nats::NatsFactory,
+    "rabbitmq" => walgate_sink_rabbitmq::RabbitmqFactory,
+    "sqs" => walgate_sink_sqs::SqsFactory,
+    "webhook" => walgate_sink_webhook::WebhookFactory,
+}
 
 /// Sink factories by kind.
 #[derive(Clone, Default)]
@@ -20,20 +44,11 @@ impl Registry {
     /// Every sink that is compiled in.
     #[must_use]
     pub fn built_in() -> Self {
-        let registry = Registry::default()
-            .with::<walgate_sink_stdout::StdoutFactory>()
-            .with::<walgate_sink_discard::DiscardFactory>();
-        #[cfg(feature = "kafka")]
-        let registry = registry.with::<walgate_sink_kafka::KafkaFactory>();
-        #[cfg(feature = "nats")]
-        let registry = registry.with::<walgate_sink_nats::NatsFactory>();
-        #[cfg(feature = "rabbitmq")]
-        let registry = registry.with::<walgate_sink_rabbitmq::RabbitmqFactory>();
-        #[cfg(feature = "sqs")]
-        let registry = registry.with::<walgate_sink_sqs::SqsFactory>();
-        #[cfg(feature = "webhook")]
-        let registry = registry.with::<walgate_sink_webhook::WebhookFactory>();
-        registry
+        with_optional(
+            Registry::default()
+                .with::<walgate_sink_stdout::StdoutFactory>()
+                .with::<walgate_sink_discard::DiscardFactory>(),
+        )
     }
 
     /// Adds a kind; one of the same name is replaced.
@@ -79,16 +94,8 @@ mod tests {
         for kind in ["stdout", "discard"] {
             assert_eq!(registry.get(kind).map(|factory| factory.kind()), Some(kind));
         }
-        let compiled = [
-            ("kafka", cfg!(feature = "kafka")),
-            ("nats", cfg!(feature = "nats")),
-            ("rabbitmq", cfg!(feature = "rabbitmq")),
-            ("sqs", cfg!(feature = "sqs")),
-            ("webhook", cfg!(feature = "webhook")),
-        ];
-        assert_eq!(compiled.map(|(kind, _)| kind), *OPTIONAL_KINDS.iter().map(|(kind, _)| *kind).collect::<Vec<_>>());
-        for ((kind, feature), (_, compiled)) in OPTIONAL_KINDS.iter().zip(compiled) {
-            assert_eq!(registry.get(kind).is_some(), compiled, "{kind} comes with feature {feature}");
+        for ((kind, feature), compiled_in) in OPTIONAL_KINDS.iter().zip(COMPILED_IN) {
+            assert_eq!(registry.get(kind).is_some(), *compiled_in, "{kind} comes with feature {feature}");
         }
         assert!(registry.kinds().is_sorted());
         assert!(registry.get("kafak").is_none());

@@ -1,12 +1,12 @@
 //! What the rest of walgate holds of a lane.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use tokio::{sync::Notify, time::Instant};
-use walgate_sink::Timestamp;
+use walgate_sink::{DynSink, Reading, Timestamp};
 
 use super::{Lane, LaneStatus, Work};
 
@@ -24,6 +24,8 @@ pub(super) struct Shared {
     turns: AtomicU64,
     /// The runner's loop has ended.
     ended: AtomicBool,
+    /// The sink, while it is there.
+    sink: Mutex<Option<Weak<dyn DynSink>>>,
 }
 
 pub(super) struct Core {
@@ -40,12 +42,18 @@ impl Shared {
             wake: Notify::new(),
             turns: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            sink: Mutex::default(),
         }
     }
 
     /// The runner's loop has made a turn.
     pub(super) fn turn(&self) {
         self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The sink is there.
+    pub(super) fn connected(&self, sink: &Arc<dyn DynSink>) {
+        *self.sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(sink));
     }
 
     /// The runner's loop is over.
@@ -118,6 +126,13 @@ impl LaneHandle {
     #[must_use]
     pub fn unsettled(&self) -> usize {
         self.0.lock().lane.unsettled()
+    }
+
+    /// What the sink has counted itself; empty while it is not there.
+    #[must_use]
+    pub fn readings(&self) -> Vec<Reading> {
+        let sink = self.0.sink.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Weak::upgrade);
+        sink.map(|sink| sink.readings()).unwrap_or_default()
     }
 
     /// How the lane is. To be asked every second, not every event.

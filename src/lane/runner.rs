@@ -261,6 +261,7 @@ impl Runner {
         let batch = self.settings.batch.map_or(limit, |batch| batch.clamp(1, limit));
         let concurrency = self.settings.concurrency.unwrap_or(capabilities.concurrency).max(1);
         let stack = stack(Arc::clone(&sink), concurrency, backstop(self.settings.timeout, batch));
+        self.shared.connected(&sink);
         self.sink = Some(Connected { sink, stack, concurrency, batch, bytes: capabilities.max_batch_bytes });
         if works {
             self.journal.connected();

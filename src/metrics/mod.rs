@@ -3,6 +3,7 @@
 mod classic;
 mod histogram;
 mod known;
+mod readings;
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -15,7 +16,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::{histogram::Histogram, known::Known};
+use walgate_sink::Reading;
+
+use self::{histogram::Histogram, known::Known, readings::Readings};
 
 /// What can become of a delivery. Counters that have not counted yet are shown as zero, so that an alarm sees the first
 /// step too.
@@ -92,6 +95,7 @@ pub struct Metrics {
     replication_lag_bytes: Known,
     slot_retained_bytes: Known,
     checkpoint_lsn: Known,
+    readings: Readings,
     /// 1 while events are streamed from PostgreSQL.
     pub streaming: Gauge,
 }
@@ -145,6 +149,7 @@ impl Metrics {
             replication_lag_bytes: Known::default(),
             slot_retained_bytes: Known::default(),
             checkpoint_lsn: Known::default(),
+            readings: Readings::default(),
             streaming: Gauge::default(),
         };
         let started: FloatGauge = Gauge::default();
@@ -212,6 +217,7 @@ impl Metrics {
             metrics.checkpoint_lsn.clone(),
         );
         registry.register("streaming", "1 while events are streamed from PostgreSQL", metrics.streaming.clone());
+        registry.register_collector(Box::new(metrics.readings.clone()));
         metrics.registry = Arc::new(registry);
         for reason in DISCARD_REASONS {
             metrics.discarded.get_or_create_owned(&ReasonLabel { reason });
@@ -254,6 +260,11 @@ impl Metrics {
     pub fn checkpoint(&self, flush_lsn: u64, unsettled_bytes: u64) {
         self.checkpoint_lsn.set(Some(flush_lsn));
         self.inflight_bytes.set(signed(unsettled_bytes));
+    }
+
+    /// What a sink has counted itself, in place of what it had counted before.
+    pub fn readings(&self, sink: &str, readings: Vec<Reading>) {
+        self.readings.set(sink, readings);
     }
 
     /// Counts an event that goes nowhere, by a rule of the configuration.
@@ -326,6 +337,8 @@ fn signed(value: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use walgate_sink::ReadingKind;
+
     use super::*;
 
     #[test]
@@ -361,6 +374,27 @@ mod tests {
             OUTCOMES.len(),
             "the routes that lead there:\n{text}"
         );
+    }
+
+    #[test]
+    fn what_sinks_count_themselves_has_one_head_and_a_line_for_each() {
+        let metrics = Metrics::new();
+        let gauge = |value| Reading::new("kafka_held_records", "Held", ReadingKind::Gauge, value);
+        let counter = |value| Reading::new("kafka_requests", "Requests", ReadingKind::Counter, value);
+        metrics.readings("a", vec![gauge(1.0), counter(2.0)]);
+        metrics.readings("b", vec![gauge(3.5), counter(4.0)]);
+        metrics.readings("a", vec![gauge(7.0), counter(8.0)]);
+        let text = metrics.encode(Format::OpenMetrics);
+        for line in [
+            "# TYPE walgate_kafka_held_records gauge",
+            "walgate_kafka_held_records{sink=\"a\"} 7.0",
+            "walgate_kafka_held_records{sink=\"b\"} 3.5",
+            "# TYPE walgate_kafka_requests counter",
+            "walgate_kafka_requests_total{sink=\"a\"} 8.0",
+            "walgate_kafka_requests_total{sink=\"b\"} 4.0",
+        ] {
+            assert_eq!(text.lines().filter(|found| *found == line).count(), 1, "{line} in:\n{text}");
+        }
     }
 
     #[test]

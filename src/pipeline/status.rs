@@ -194,6 +194,7 @@ impl StatusBoard {
             let status = lane.handle.status();
             let sink = metrics.sink(&lane.name, &[]);
             sink.inflight(status.unsettled as u64);
+            metrics.readings(&lane.name, lane.handle.readings());
             sink.up(!matches!(status.state, LaneState::Down | LaneState::Probing | LaneState::Closed));
         }
         metrics.encode(format)
