@@ -316,7 +316,7 @@ fn binary_messages_are_those_of_the_specification() {
         match (body, made.content_type) {
             ("...raw binary bytes...", _) => assert_eq!(&data[..], BYTES),
             (json, Some("application/json")) => {
-                let [wanted, made] = [json.as_bytes(), &data[..]].map(|text| serde_json::from_slice::<Value>(text));
+                let [wanted, made] = [json.as_bytes(), &data[..]].map(serde_json::from_slice::<Value>);
                 assert_eq!(made.unwrap(), wanted.unwrap());
             }
             (text, _) => assert_eq!(&data[..], text.as_bytes()),
