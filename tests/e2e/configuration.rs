@@ -138,6 +138,7 @@ fn the_configurations_in_the_documents_load() {
     std::fs::set_permissions(&password, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode");
     let documents = [
         ("README.md", include_str!("../../README.md")),
+        ("sinks/kafka", include_str!("../../sinks/kafka/README.md")),
         ("sinks/nats", include_str!("../../sinks/nats/README.md")),
         ("sinks/rabbitmq", include_str!("../../sinks/rabbitmq/README.md")),
         ("sinks/sqs", include_str!("../../sinks/sqs/README.md")),
