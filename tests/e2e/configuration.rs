@@ -130,7 +130,7 @@ fn configurations(document: &str) -> Vec<String> {
     blocks.filter(whole).map(str::to_owned).collect()
 }
 
-#[cfg(all(feature = "nats", feature = "webhook", feature = "rabbitmq", feature = "sqs"))]
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 #[test]
 fn the_configurations_in_the_documents_load() {
     let password = crate::support::processes::folder("password").join("secret");

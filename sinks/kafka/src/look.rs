@@ -6,7 +6,10 @@
 
 mod settings;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     ClientConfig,
@@ -34,6 +37,8 @@ use crate::{
 const STEP: Duration = Duration::from_millis(100);
 /// How long a topic that is not there is waited for: brokers that make topics by themselves do so when they are asked.
 const APPEARING: Duration = Duration::from_millis(600);
+/// Between two questions about what is not there yet.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What came of looking for a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,16 +82,7 @@ impl Lookout {
         deadline: tokio::time::Instant,
     ) -> Result<Vec<(ByteString, Found)>, SinkError> {
         let settings_of = settings_of.map(ByteString::from);
-        self.run(deadline, move |look| {
-            let mut found = Vec::with_capacity(topics.len());
-            for topic in topics {
-                let with_settings = settings_of.as_ref() == Some(&topic);
-                let what = look.topic(&topic, with_settings)?;
-                found.push((topic, what));
-            }
-            Ok(found)
-        })
-        .await
+        self.run(deadline, move |look| look.topics(topics, settings_of.as_deref())).await
     }
 
     /// Whether a broker answers, and lets the client in.
@@ -136,6 +132,19 @@ impl Lookout {
     fn silent(&self) -> SinkError {
         SinkError::retryable(format!("{} does not answer within the time of an attempt", self.place))
     }
+}
+
+/// A topic as the brokers describe it at one moment.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    There {
+        /// Of the partition that has the fewest.
+        replicas: usize,
+    },
+    /// It is being made, and has no leader yet.
+    Starting,
+    Missing(RDKafkaErrorCode),
+    Refused(RDKafkaErrorCode),
 }
 
 /// One look.
@@ -190,46 +199,64 @@ impl Look {
         self.ask(|client, step| client.fetch_cluster_id(step).map(|_| ()))
     }
 
-    fn topic(&mut self, topic: &str, with_settings: bool) -> Result<Found, SinkError> {
-        let mut appears_until = Instant::now() + APPEARING;
-        let mut made = false;
+    /// Looks for all of them at once, so that waiting for one to appear is waiting for all.
+    fn topics(
+        &mut self,
+        mut wanted: Vec<ByteString>,
+        settings_of: Option<&str>,
+    ) -> Result<Vec<(ByteString, Found)>, SinkError> {
+        let mut found = Vec::with_capacity(wanted.len());
+        let mut made: HashSet<ByteString> = HashSet::new();
+        let appearing = Instant::now() + APPEARING;
         loop {
-            let (error, replicas) = self.ask(|client, step| {
-                let metadata = client.fetch_metadata(Some(topic), step).ok()?;
-                let found = metadata.topics().iter().find(|found| found.name() == topic)?;
-                if let Some(error) = found.error() {
-                    return Some((Some(RDKafkaErrorCode::from(error)), 0));
-                }
-                let replicas = found.partitions().iter().map(|partition| partition.replicas().len()).min();
-                Some((None, replicas.unwrap_or(0)))
-            })?;
-            match error {
-                None if replicas > 0 => {
-                    let settings = if with_settings { self.settings(topic) } else { None };
-                    return Ok(Found::There(settings::facts(topic, replicas, settings.as_ref())));
-                }
-                Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
-                    if self.lookout.create.is_some() && !made =>
-                {
-                    self.make(topic)?;
-                    made = true;
-                    appears_until = self.until;
-                }
-                // One that is just being made has no leader yet.
-                None | Some(RDKafkaErrorCode::LeaderNotAvailable) if Instant::now() < self.until => {}
-                Some(code @ (RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
-                    if Instant::now() >= appears_until.min(self.until) {
-                        return Ok(Found::Not(code));
+            let mut waiting = Vec::new();
+            for topic in std::mem::take(&mut wanted) {
+                // One that walgate makes is there soon; one that the brokers may make by themselves, perhaps.
+                let until = if made.contains(&topic) { self.until } else { appearing.min(self.until) };
+                match self.topic(&topic)? {
+                    Seen::There { replicas } => {
+                        let settings = if settings_of == Some(&*topic) { self.settings(&topic) } else { None };
+                        let facts = settings::facts(&topic, replicas, settings.as_ref());
+                        found.push((topic, Found::There(facts)));
                     }
+                    Seen::Refused(code) => found.push((topic, Found::Not(code))),
+                    Seen::Missing(_) if self.lookout.create.is_some() && made.insert(topic.clone()) => {
+                        self.make(&topic)?;
+                        waiting.push(topic);
+                    }
+                    Seen::Missing(code) if Instant::now() >= until => found.push((topic, Found::Not(code))),
+                    Seen::Starting if Instant::now() >= self.until => return Err(self.lookout.silent()),
+                    Seen::Missing(_) | Seen::Starting => waiting.push(topic),
+                }
+            }
+            if waiting.is_empty() {
+                return Ok(found);
+            }
+            wanted = waiting;
+            // Asking does not wait, and the cluster takes a moment to change.
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn topic(&mut self, topic: &str) -> Result<Seen, SinkError> {
+        self.ask(|client, step| {
+            let metadata = client.fetch_metadata(Some(topic), step).ok()?;
+            let found = metadata.topics().iter().find(|found| found.name() == topic)?;
+            // Its partitions must not be looked at where there is an error: there may be none.
+            Some(match found.error().map(RDKafkaErrorCode::from) {
+                Some(code @ (RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
+                    Seen::Missing(code)
                 }
                 Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic)) => {
-                    return Ok(Found::Not(code));
+                    Seen::Refused(code)
                 }
-                _ => return Err(self.lookout.silent()),
-            }
-            // Asking does not wait, and the answer takes the cluster a moment to change.
-            std::thread::sleep(Duration::from_millis(20));
-        }
+                Some(_) => Seen::Starting,
+                None => match found.partitions().iter().map(|partition| partition.replicas().len()).min() {
+                    Some(replicas) if replicas > 0 => Seen::There { replicas },
+                    _ => Seen::Starting,
+                },
+            })
+        })
     }
 
     fn admin(&self) -> Result<AdminClient<Context>, KafkaError> {

@@ -1,6 +1,7 @@
 //! The sink itself.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -26,7 +27,7 @@ use crate::{
     properties,
     token::TokenFile,
     topic,
-    topics::Topics,
+    topics::{Facts, Known, Topics},
 };
 
 /// Records in one batch, all of which are outstanding at once: with one batch at a time this is the window.
@@ -130,8 +131,11 @@ impl KafkaSink {
     }
 
     fn sent<'a>(&'a self, topic: &'a str) -> Sent<'a> {
-        let fixed = self.fixed.as_deref() == Some(topic);
-        Sent { place: &self.place, topic, fixed, timeout: self.timeout }
+        Sent { place: &self.place, topic, fixed: self.is_fixed(topic), timeout: self.timeout }
+    }
+
+    fn is_fixed(&self, topic: &str) -> bool {
+        self.fixed.as_deref() == Some(topic)
     }
 
     /// Records for these deliveries; what cannot be one is rejected.
@@ -153,38 +157,47 @@ impl KafkaSink {
         report: &DeliveryReport,
         deadline: Instant,
     ) -> Result<Vec<Numbered>, SinkError> {
+        let now = Instant::now().into_std();
+        let mut known: HashMap<ByteString, Known> = HashMap::new();
         let mut unknown: Vec<ByteString> = Vec::new();
         for (_, record) in &records {
-            if self.topics.get(&record.topic).is_none() && !unknown.contains(&record.topic) {
-                unknown.push(record.topic.clone());
+            if known.contains_key(&record.topic) || unknown.contains(&record.topic) {
+                continue;
+            }
+            match self.topics.get(&record.topic, now) {
+                // The sink's own topic is asked for each time it is missing: nothing else waits for that.
+                Some(Known::Absent(_)) if self.is_fixed(&record.topic) => unknown.push(record.topic.clone()),
+                Some(what) => drop(known.insert(record.topic.clone(), what)),
+                None => unknown.push(record.topic.clone()),
             }
         }
-        let mut absent: Vec<(ByteString, RDKafkaErrorCode)> = Vec::new();
         if !unknown.is_empty() {
             for (topic, found) in self.lookout.topics(unknown, self.fixed.as_deref(), deadline).await? {
-                match found {
-                    Found::There(facts) => self.topics.learn(topic, facts),
-                    Found::Not(code) => absent.push((topic, code)),
-                }
+                let what = match found {
+                    Found::There(facts) => Known::There(Arc::new(facts)),
+                    Found::Not(code) => Known::Absent(code),
+                };
+                self.topics.learn(topic.clone(), what.clone(), now);
+                known.insert(topic, what);
             }
         }
-        let mut known = Vec::with_capacity(records.len());
+        let mut ready = Vec::with_capacity(records.len());
         for (index, record) in records {
-            if let Some((topic, code)) = absent.iter().find(|(topic, _)| *topic == record.topic) {
-                report.mark(index, self.sent(topic).refused(*code));
-            } else if let Err(rejection) = self.check_size(&record) {
-                report.rejected(index, rejection);
-            } else {
-                known.push((index, record));
+            match known.get(&record.topic) {
+                Some(Known::Absent(code)) => report.mark(index, self.sent(&record.topic).refused(*code)),
+                Some(Known::There(facts)) => match self.check_size(&record, facts) {
+                    Ok(()) => ready.push((index, record)),
+                    Err(rejection) => report.rejected(index, rejection),
+                },
+                None => {}
             }
         }
-        Ok(known)
+        Ok(ready)
     }
 
     /// What the topic would refuse, and with it every record in the same set, is not sent at all.
-    fn check_size(&self, record: &Record) -> Result<(), Rejection> {
-        let max = self.topics.get(&record.topic).and_then(|facts| facts.max_batch);
-        let (Some(max), size) = (max, record.batch_size()) else { return Ok(()) };
+    fn check_size(&self, record: &Record, facts: &Facts) -> Result<(), Rejection> {
+        let (Some(max), size) = (facts.max_batch, record.batch_size()) else { return Ok(()) };
         // Compressed it has another size, which the broker judges.
         if size <= max || self.compressed {
             return Ok(());
@@ -207,6 +220,8 @@ impl KafkaSink {
         let flight = self.link.flights.open(report);
         let mut left = records;
         let mut suspects = Vec::new();
+        // How often no broker was there, and what was acknowledged by then.
+        let (mut downs, mut acknowledged) = (before.down, 0);
         loop {
             let full = !self.queue(&generation, &flight, &mut left, batch, report);
             self.take_faults(&flight, records, report, &mut suspects);
@@ -226,8 +241,12 @@ impl KafkaSink {
                 if now.refused > before.refused {
                     return Flown::Failed(classify::failure_of(&classify::unwelcome(&self.place, &now)));
                 }
-                if now.down > before.down && flight.acknowledged() == 0 {
-                    return Flown::Failed(classify::failure_of(&classify::unreachable(&self.place, &now)));
+                if now.down > downs {
+                    let meanwhile = flight.acknowledged();
+                    if meanwhile == acknowledged {
+                        return Flown::Failed(classify::failure_of(&classify::unreachable(&self.place, &now)));
+                    }
+                    (downs, acknowledged) = (now.down, meanwhile);
                 }
             }
             tokio::select! {
@@ -401,7 +420,7 @@ impl Sink for KafkaSink {
         match found.into_iter().next() {
             Some((topic, Found::There(facts))) => {
                 self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&facts.warnings);
-                self.topics.learn(topic, facts);
+                self.topics.learn(topic, Known::There(Arc::new(facts)), Instant::now().into_std());
                 Ok(())
             }
             Some((topic, Found::Not(code))) => match self.sent(&topic).refused(code) {
