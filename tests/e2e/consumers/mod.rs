@@ -33,10 +33,10 @@ fn program(name: &str) -> PathBuf {
 const ROUNDS: usize = 5;
 const EVENTS: usize = 120;
 
-/// Kills walgate each round while events flow, and the consumer in one of them in the middle of a transaction, and starts
-/// them again; what was done must be what was committed.
+/// Kills walgate each round while events flow, and the consumer in one of them, and starts them again; what was done must
+/// be what was committed. A second sink that takes nothing holds the checkpoint: each walgate sends everything once more.
 ///
-/// A second sink that takes nothing holds the checkpoint until the end: each walgate sends everything once more.
+/// In the end, when nothing repeats any more, the consumer is killed within its transaction: the event must come again.
 fn once_each(rig: &Rig, sink: &str, ledger: &impl Ledger, consumer: impl Fn() -> Command) {
     let setup = rig.source().sink(&format!("bus: {{ {sink} }}")).webhook("away", &rig.receiver);
     let setup = setup.route("**", "[bus, away]");
@@ -49,31 +49,34 @@ fn once_each(rig: &Rig, sink: &str, ledger: &impl Ledger, consumer: impl Fn() ->
     ledger.count_takes();
     for round in 1..=ROUNDS {
         let mut walgate = Walgate::run_file(&setup, &file);
-        let held = (round == 3).then(|| ledger.hold());
         rig.database.sql(&format!(
             "INSERT INTO outbox_events (event_type, aggregate_id, payload) SELECT 'order.created', 'k' || i % 7, \
              jsonb_build_object('i', i) FROM generate_series(1, {EVENTS}) i"
         ));
-        if let Some(held) = held {
-            // What it had acknowledged before its transaction was committed would be lost.
-            ledger.wait_until_held(&mut taker);
+        walgate.eventually("half of it is done", || ledger.done().events >= (round - 1) * EVENTS + EVENTS / 2);
+        if round == 3 {
             drop(taker);
-            drop(held);
             taker = start();
         }
-        walgate.eventually("half of it is done", || ledger.done().events >= (round - 1) * EVENTS + EVENTS / 2);
         walgate.kill9();
         rig.database.confirmed_when_released();
     }
-    let mut walgate = Walgate::run_file(&setup, &file);
-    walgate.eventually("all of it is done", || ledger.done().events == ROUNDS * EVENTS);
     rig.receiver.accept_all();
-    let last = rig.insert("last");
-    rig.wait_confirmed(&mut walgate, &last);
-    walgate.eventually("the last one too", || ledger.done().events > ROUNDS * EVENTS);
+    let mut walgate = Walgate::run_file(&setup, &file);
+    let settled = rig.insert("settled");
+    rig.wait_confirmed(&mut walgate, &settled);
+    let all = ROUNDS * EVENTS + 1;
+    walgate.eventually("all of it is done", || ledger.done().events == all);
+    let hold = ledger.hold();
+    rig.insert("last");
+    ledger.wait_until_held(&mut taker);
+    drop(taker);
+    drop(hold);
+    taker = start();
+    walgate.eventually("the last one too", || ledger.done().events > all);
     let done = ledger.done();
-    assert_eq!((done.effects, done.events), (ROUNDS * EVENTS + 1, ROUNDS * EVENTS + 1), "effects and events");
-    assert!(done.takes > 2 * ROUNDS * EVENTS, "only {} takes: hardly anything came again", done.takes);
+    assert_eq!((done.effects, done.events), (all + 1, all + 1), "effects and events");
+    assert!(done.takes > 2 * all, "only {} takes: hardly anything came again", done.takes);
     assert!(taker.ended().is_none(), "the consumer has ended");
 }
 
