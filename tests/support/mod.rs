@@ -11,6 +11,14 @@ pub mod database;
 pub mod http1;
 pub mod http_get;
 pub mod impostor;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka_java;
+#[cfg(feature = "kafka")]
+pub mod kafka_records;
+#[cfg(feature = "kafka")]
+pub mod kafka_wire;
 pub mod listen;
 pub mod lsn;
 #[cfg(feature = "nats")]
@@ -35,5 +43,7 @@ pub mod wait;
 pub mod walgate;
 pub mod witness;
 
+#[cfg(feature = "kafka")]
+mod kafka_self_tests;
 mod planted;
 mod self_tests;
