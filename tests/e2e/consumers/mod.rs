@@ -1,6 +1,10 @@
 //! The consumers of examples/consumers: events come again and again, the work is done once.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod ledger;
+#[cfg(feature = "kafka")]
+mod sqlite;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -65,7 +69,9 @@ fn once_each(rig: &Rig, sink: &str, ledger: &impl Ledger, consumer: impl Fn() ->
     let mut walgate = Walgate::run_file(&setup, &file);
     let settled = rig.insert("settled");
     rig.wait_confirmed(&mut walgate, &settled);
-    let all = ROUNDS * EVENTS + 1;
+    // Inserted when every repeat has been sent, so that it is behind them.
+    rig.insert("behind");
+    let all = ROUNDS * EVENTS + 2;
     walgate.eventually("all of it is done", || ledger.done().events == all);
     let hold = ledger.hold();
     rig.insert("last");
