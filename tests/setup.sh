@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that this machine has what the demo and the tests start: PostgreSQL's server and openssl; for the tests also
-# nats-server, RabbitMQ, Kafka, ministack and ElasticMQ, and what the Kafka sink's C library is built with.
+# nats-server, RabbitMQ, Kafka, ministack and ElasticMQ, a Kafka client for Python, and what the Kafka sink's C library is
+# built with.
 # Installs Debian packages as root; without root it takes the servers from checked downloads into .cache/.
 # Prints only what it does; says exactly what to type where it can do nothing.
 #
@@ -248,19 +249,21 @@ need_java
 [ -n "${WALGATE_TEST_KAFKA:-}" ] || kafka_jars kafka 4.4.0
 jars elasticmq org.elasticmq:elasticmq-server_2.13:1.7.1 || die "ElasticMQ could not be fetched with Maven, or is not what tests/elasticmq.sha256 says"
 
-# ministack, a server that speaks like SQS, in a Python environment of its own.
-ministack_found() { "$CACHE/ministack/bin/python3" -c 'import ministack.services.sqs' 2>/dev/null; }
-
-ministack_from_pip() {
+# A Python environment of its own in .cache/$1, of what the list $2 holds; nothing where the statement $3 runs in it already.
+python_env() { # name, list, statement
+  ! "$CACHE/$1/bin/python3" -c "$3" 2>/dev/null || return 0
   command -v python3 >/dev/null || return 1
-  say "fetching ministack with pip into .cache/ministack"
-  rm -rf "$CACHE/ministack"
+  say "fetching what $2 lists with pip into .cache/$1"
+  rm -rf "${CACHE:?}/$1"
   mkdir -p "$CACHE"
-  { python3 -m venv "$CACHE/ministack" 2>/dev/null || { root_with_apt && apt_install python3-venv && python3 -m venv "$CACHE/ministack"; }; } \
-    && "$CACHE/ministack/bin/pip" install -q --disable-pip-version-check -r tests/ministack.txt >&2
+  { python3 -m venv "$CACHE/$1" 2>/dev/null || { root_with_apt && apt_install python3-venv && python3 -m venv "$CACHE/$1"; }; } \
+    && "$CACHE/$1/bin/pip" install -q --disable-pip-version-check -r "$2" >&2 \
+    && "$CACHE/$1/bin/python3" -c "$3"
 }
 
-if ! ministack_found; then
-  ministack_from_pip || true
-  ministack_found || die "ministack (a server for the tests of the sink sqs) could not be installed. It needs python3 with venv (Debian: apt-get install python3-venv) and a Python package index"
-fi
+PYTHON="It needs python3 with venv (Debian: apt-get install python3-venv) and a Python package index"
+# A server that speaks like SQS.
+python_env ministack tests/ministack.txt 'import ministack.services.sqs' \
+  || die "ministack (a server for the tests of the sink sqs) could not be installed. $PYTHON"
+python_env consumers-python examples/consumers/python/requirements.txt 'import confluent_kafka; assert confluent_kafka.__version__ == "2.16.1"' \
+  || die "confluent-kafka (for examples/consumers/python) could not be installed. $PYTHON"

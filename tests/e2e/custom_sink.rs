@@ -12,8 +12,9 @@ use crate::support::processes;
 use crate::support::wait;
 use crate::support::walgate::{Setup, Walgate};
 
-/// Builds a package as its users do: on its own, with the features that it asks for. The folder of its programs.
-pub fn build(package: &str) -> PathBuf {
+/// Builds the examples' programs, with the features that `make test` has given everything: then next to nothing is left to
+/// be compiled. The folder of the programs.
+pub fn build() -> PathBuf {
     let walgate = Path::new(env!("CARGO_BIN_EXE_walgate"));
     let target = walgate.parent().and_then(Path::parent).expect("the target folder");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -24,7 +25,17 @@ pub fn build(package: &str) -> PathBuf {
             command.env_remove(name);
         }
     }
-    let command = command.args(["build", "--quiet", "--locked", "-p", package, "--target-dir"]).arg(target);
+    command.args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "full",
+        "--target-dir",
+    ]);
+    command.arg(target);
     let built = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     target.join("debug")
@@ -32,7 +43,7 @@ pub fn build(package: &str) -> PathBuf {
 
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| build("walgate-example-custom-sink").join("walgate-example-custom-sink"))
+    PROGRAM.get_or_init(|| build().join("walgate-example-custom-sink"))
 }
 
 fn setup(rig: &Rig, folder: &Path) -> Setup {
