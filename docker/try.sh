@@ -157,9 +157,9 @@ health() { # prints; its exit status is the check's
 }
 # Waits until a command succeeds.
 eventually() { # what, command...
-  local what=$1 tries
+  local what=$1
   shift
-  for tries in {1..300}; do
+  for _ in {1..300}; do
     ! "$@" || return 0
     sleep 0.2
   done
