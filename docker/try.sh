@@ -3,7 +3,7 @@
 # bare Debian 12 folders, one for each stage, with this machine's Rust toolchain in place of the image `rust`. Then it runs
 # the image's command as its user beside a PostgreSQL of its own, asks the health check, writes an event and stops it.
 #
-#   docker/try.sh [FOLDER]                  FOLDER (/var/tmp/walgate-try): about 3 GB; what is there is used again
+#   docker/try.sh [FOLDER]                  FOLDER (/var/tmp/walgate-try): about 2 GB; what is there is used again
 #   FEATURES=kafka,webhook docker/try.sh    each ARG of the Dockerfile may be given so
 #   docker/try.sh --run [FOLDER]            only the second half
 #
