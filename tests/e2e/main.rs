@@ -18,6 +18,7 @@ mod custom_sink;
 #[cfg(feature = "demo")]
 mod demo;
 mod disturbances;
+mod docker;
 #[cfg(feature = "webhook")]
 mod envelopes;
 #[cfg(feature = "nats")]
