@@ -57,6 +57,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("enabled_events", "walgate sets it"),
 ];
 
+/// Settings that name files, and the keys that they come from.
+const TLS_FILES: [(&str, &str); 3] =
+    [("ssl.ca.location", "ca_file"), ("ssl.certificate.location", "cert_file"), ("ssl.key.location", "key_file")];
+
 /// What weakens an acknowledgement: only with `unsafe_acks: true`.
 const UNSAFE: [&str; 3] = ["acks", "request.required.acks", "enable.idempotence"];
 
@@ -107,6 +111,18 @@ fn describe(error: &KafkaError, value: &str) -> String {
         }
         _ => "librdkafka does not take it".to_owned(),
     }
+}
+
+/// What librdkafka has against its settings as a whole. It does not name the file that it cannot use.
+pub(crate) fn unusable(client: &ClientConfig, error: &KafkaError) -> String {
+    let why = match error {
+        KafkaError::ClientCreation(why) | KafkaError::ClientConfig(_, why, _, _) => why.clone(),
+        other => other.to_string(),
+    };
+    let blamed = TLS_FILES.iter().find(|(name, _)| why.contains(name));
+    let Some((file, key)) = blamed.and_then(|(name, key)| Some((client.get(name)?, key))) else { return why };
+    let why = std::fs::File::open(file).err().map_or(why, |error| error.to_string());
+    format!("the file {file} (`tls.{key}`) cannot be used: {why}")
 }
 
 /// What every client of the sink has: how the cluster is reached.
