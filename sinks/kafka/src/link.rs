@@ -15,7 +15,7 @@ use tokio::{
 };
 use walgate_sink::{SinkError, text};
 
-use crate::{context::Surroundings, flights::Flights, generation::Generation, statistics::Statistics};
+use crate::{context::Surroundings, flights::Flights, generation::Generation, properties, statistics::Statistics};
 
 /// What sending the rest may take when the sink is closed.
 const CLOSE_TIME: Duration = Duration::from_secs(3);
@@ -81,10 +81,7 @@ impl Link {
 
     /// What librdkafka has against its settings: a file that it cannot read, say. Its text can hold a setting's value.
     fn unusable(&self, error: &KafkaError) -> SinkError {
-        let why = match error {
-            KafkaError::ClientCreation(why) | KafkaError::ClientConfig(_, why, _, _) => why.clone(),
-            other => other.to_string(),
-        };
+        let why = properties::unusable(&self.client, error);
         let why = text::excerpt(why.as_bytes(), &self.surroundings.secrets);
         SinkError::fatal(format!(
             "no producer for {} can be made: {why}: check `tls`, `sasl` and `properties`",

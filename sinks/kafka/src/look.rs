@@ -27,9 +27,12 @@ use crate::{
     CreateTopics, classify,
     context::{Context, Surroundings},
     notices::Notices,
+    properties,
     topics::Facts,
 };
 
+/// What taking in the client's events may take: without any time it would take in one, and log lines come first.
+const SERVE: Duration = Duration::from_millis(2);
 /// What one question may take before what else was heard is looked at.
 const STEP: Duration = Duration::from_millis(100);
 /// How long a topic that is not there is waited for: brokers that make topics by themselves do so when they are asked.
@@ -151,10 +154,7 @@ impl Look {
     fn start(lookout: Lookout, runtime: Handle, until: Instant) -> Result<Self, SinkError> {
         let (context, notices) = Context::looking(&lookout.surroundings);
         let client = BaseProducer::from_config_and_context(&lookout.client, context).map_err(|error| {
-            let why = match &error {
-                KafkaError::ClientCreation(why) | KafkaError::ClientConfig(_, why, _, _) => why.clone(),
-                other => other.to_string(),
-            };
+            let why = properties::unusable(&lookout.client, &error);
             let why = text::excerpt(why.as_bytes(), &lookout.surroundings.secrets);
             SinkError::fatal(format!("no client for {} can be made: {why}: check `tls` and `sasl`", lookout.place))
         })?;
@@ -165,11 +165,11 @@ impl Look {
     fn ask<T>(&mut self, question: impl Fn(&Client<Context>, Duration) -> Option<T>) -> Result<T, SinkError> {
         loop {
             // Serves what the client calls back, such as the wish for a token.
-            self.client.poll(Duration::ZERO);
+            self.client.poll(SERVE);
             if let Some(answer) = question(self.client.client(), STEP) {
                 return Ok(answer);
             }
-            self.client.poll(Duration::ZERO);
+            self.client.poll(SERVE);
             let notices = self.notices.borrow();
             if notices.refused > 0 {
                 return Err(classify::unwelcome(&self.lookout.place, &notices));

@@ -26,8 +26,11 @@ impl Notices {
             RDKafkaErrorCode::Authentication
             | RDKafkaErrorCode::SaslAuthenticationFailed
             | RDKafkaErrorCode::UnsupportedSASLMechanism => self.refuse(said),
-            // A handshake that breaks may be a broker that is just going.
-            RDKafkaErrorCode::SSL if is_about_certificate(&said) => self.refuse(said),
+            // A handshake that breaks may be a broker that is just going; and a certificate that is refused may come as a
+            // fault of the line, where the connection is looked at once more after it.
+            RDKafkaErrorCode::SSL | RDKafkaErrorCode::BrokerTransportFailure if is_about_certificate(&said) => {
+                self.refuse(said);
+            }
             _ => self.complaint = Some(said),
         }
     }
@@ -65,8 +68,10 @@ mod tests {
         notices.take_in(RDKafkaErrorCode::SSL, "SSL transport error: Connection reset by peer", &secrets);
         assert_eq!(notices.refused, 0);
         notices.take_in(RDKafkaErrorCode::SSL, "SSL handshake failed: certificate verify failed", &secrets);
+        let again = "a:9092: error:0A000086:SSL routines::certificate verify failed (after 1ms in state SSL_HANDSHAKE)";
+        notices.take_in(RDKafkaErrorCode::BrokerTransportFailure, again, &secrets);
         notices.take_in(RDKafkaErrorCode::Authentication, "no canary-55", &secrets);
-        assert_eq!((notices.refused, notices.refusal()), (2, "no [secret]"));
+        assert_eq!((notices.refused, notices.refusal()), (3, "no [secret]"));
         notices.take_in(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down", &secrets);
         assert_eq!(notices.down, 1);
     }

@@ -57,6 +57,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("enabled_events", "walgate sets it"),
 ];
 
+/// Settings that name files, and the keys that they come from.
+const TLS_FILES: [(&str, &str); 3] =
+    [("ssl.ca.location", "ca_file"), ("ssl.certificate.location", "cert_file"), ("ssl.key.location", "key_file")];
+
 /// What weakens an acknowledgement: only with `unsafe_acks: true`.
 const UNSAFE: [&str; 3] = ["acks", "request.required.acks", "enable.idempotence"];
 
@@ -107,6 +111,18 @@ fn describe(error: &KafkaError, value: &str) -> String {
         }
         _ => "librdkafka does not take it".to_owned(),
     }
+}
+
+/// What librdkafka has against its settings as a whole. It does not name the file that it cannot use.
+pub(crate) fn unusable(client: &ClientConfig, error: &KafkaError) -> String {
+    let why = match error {
+        KafkaError::ClientCreation(why) | KafkaError::ClientConfig(_, why, _, _) => why.clone(),
+        other => other.to_string(),
+    };
+    let blamed = TLS_FILES.iter().find(|(name, _)| why.contains(name));
+    let Some((file, key)) = blamed.and_then(|(name, key)| Some((client.get(name)?, key))) else { return why };
+    let why = std::fs::File::open(file).err().map_or(why, |error| error.to_string());
+    format!("the file {file} (`tls.{key}`) cannot be used: {why}")
 }
 
 /// What every client of the sink has: how the cluster is reached.
@@ -308,6 +324,23 @@ mod tests {
         assert_eq!(faults.len(), 3);
         assert!(faults.iter().all(|fault| fault.contains("librdkafka does not take it: ")), "{faults:?}");
         assert!(!faults.concat().contains("canary-77"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        let no_pem = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        for (key, file, why) in [
+            ("ca_file", "/nonexistent/ca.pem", "No such file"),
+            ("ca_file", no_pem, "ssl.ca.location failed"),
+            ("cert_file", "/nonexistent/client.pem", "No such file"),
+            ("key_file", "/nonexistent/client.key", "No such file"),
+        ] {
+            let client = producer(json!({ "tls": { key: file } }));
+            let error = client.create::<rdkafka::producer::BaseProducer>().err().unwrap();
+            let said = unusable(&client, &error);
+            assert!(said.starts_with(&format!("the file {file} (`tls.{key}`) cannot be used: ")), "{said}");
+            assert!(said.contains(why), "{said}");
+        }
     }
 
     #[test]
