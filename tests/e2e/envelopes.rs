@@ -2,9 +2,9 @@
 //! use, and `envelope: debezium` by its names.
 
 use cloudevents::event::Data;
-#[cfg(feature = "rabbitmq")]
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 use cloudevents::event::SpecVersion;
-#[cfg(feature = "rabbitmq")]
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 use cloudevents::message::{
     self, BinaryDeserializer, BinarySerializer, Encoding, MessageAttributeValue, MessageDeserializer,
     StructuredDeserializer, StructuredSerializer,
@@ -18,6 +18,10 @@ use serde_json::{Value, json};
 use crate::rig::Rig;
 #[cfg(feature = "rabbitmq")]
 use crate::support::amqp_wire::Stored;
+#[cfg(feature = "kafka")]
+use crate::support::kafka::Kafka;
+#[cfg(feature = "kafka")]
+use crate::support::kafka_records::Record;
 #[cfg(feature = "nats")]
 use crate::support::nats::NatsServer;
 #[cfg(feature = "rabbitmq")]
@@ -164,46 +168,117 @@ fn a_cloudevents_library_reads_what_nats_holds() {
     assert_eq!(serde_json::from_slice::<Value>(&data).expect("JSON")["total"], 1);
 }
 
-/// A message of RabbitMQ as the library takes it: it knows no AMQP, so this says where the AMQP binding puts what.
-#[cfg(feature = "rabbitmq")]
-struct Amqp(Stored);
+/// A message as the library takes it, which knows neither AMQP nor Kafka: this says where their bindings put what.
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+struct Message {
+    /// What stands before the name of an attribute.
+    prefix: &'static str,
+    content_type: Option<String>,
+    headers: Vec<(String, String)>,
+    data: Vec<u8>,
+}
 
-#[cfg(feature = "rabbitmq")]
-impl BinaryDeserializer for Amqp {
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+impl BinaryDeserializer for Message {
     fn deserialize_binary<R, V: BinarySerializer<R>>(self, mut visitor: V) -> message::Result<R> {
         let value = |text: &str| MessageAttributeValue::String(text.to_owned());
-        let version = SpecVersion::try_from(self.0.header("cloudEvents_specversion").unwrap_or_default())?;
+        let attributes: Vec<(&str, &str)> = self
+            .headers
+            .iter()
+            .filter_map(|(name, text)| Some((name.strip_prefix(self.prefix)?, text.as_str())))
+            .collect();
+        let version = attributes.iter().find(|(name, _)| *name == "specversion").map_or("", |(_, text)| *text);
+        let version = SpecVersion::try_from(version)?;
         let known = version.attribute_names();
         visitor = visitor.set_spec_version(version)?;
-        if let Some(content_type) = &self.0.content_type {
+        if let Some(content_type) = &self.content_type {
             visitor = visitor.set_attribute("datacontenttype", value(content_type))?;
         }
-        for (name, text) in &self.0.headers {
-            match name.strip_prefix("cloudEvents_") {
-                Some("specversion") | None => {}
-                Some(name) if known.contains(&name) => visitor = visitor.set_attribute(name, value(text))?,
-                Some(name) => visitor = visitor.set_extension(name, value(text))?,
+        for (name, text) in attributes {
+            match name {
+                "specversion" => {}
+                name if known.contains(&name) => visitor = visitor.set_attribute(name, value(text))?,
+                name => visitor = visitor.set_extension(name, value(text))?,
             }
         }
-        visitor.end_with_data(self.0.data)
+        visitor.end_with_data(self.data)
     }
 }
 
-#[cfg(feature = "rabbitmq")]
-impl StructuredDeserializer for Amqp {
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+impl StructuredDeserializer for Message {
     fn deserialize_structured<R, V: StructuredSerializer<R>>(self, visitor: V) -> message::Result<R> {
-        visitor.set_structured_event(self.0.data)
+        visitor.set_structured_event(self.data)
     }
 }
 
-#[cfg(feature = "rabbitmq")]
-impl MessageDeserializer for Amqp {
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+impl MessageDeserializer for Message {
     fn encoding(&self) -> Encoding {
-        match &self.0.content_type {
+        match &self.content_type {
             Some(content_type) if content_type.starts_with("application/cloudevents") => Encoding::STRUCTURED,
             _ => Encoding::BINARY,
         }
     }
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn a_cloudevents_library_reads_what_kafka_holds() {
+    let (rig, kafka) = (Rig::new(), Kafka::shared());
+    let mut setup = rig.source();
+    let mut topics = Vec::new();
+    for (name, envelope) in [
+        ("binary", "{ cloudevents: { source: /shop } }"),
+        ("whole", "{ cloudevents: { source: /shop, mode: structured } }"),
+        ("router", "debezium"),
+    ] {
+        let (port, topic) = (kafka.port(), kafka.topic(1));
+        setup = setup.sink(&format!(
+            "{name}: {{ kafka: {{ brokers: [\"127.0.0.1:{port}\"], topic: {topic}, envelope: {envelope} }}, \
+             delivery: {{ {QUICK} }} }}"
+        ));
+        topics.push(topic);
+    }
+    let mut walgate = Walgate::run(&setup.route("**", "[binary, whole, router]"));
+    let id = insert(&rig);
+    rig.wait_confirmed(&mut walgate, &id);
+    let stored = |place: usize| {
+        let records = kafka.wire().read_all(&topics[place]);
+        let [record] = &records[..] else { panic!("{records:?}") };
+        assert_eq!(record.key_text(), Some("k-1"));
+        record.clone()
+    };
+    let message = |record: &Record| {
+        let text = |(name, value): &(String, Option<Vec<u8>>)| {
+            (name.clone(), String::from_utf8(value.clone().expect("a value")).expect("UTF-8"))
+        };
+        Message {
+            prefix: "ce_",
+            content_type: record.header("content-type").map(str::to_owned),
+            headers: record.headers.iter().map(text).collect(),
+            data: record.value.clone().expect("a value"),
+        }
+    };
+    let binary = stored(0);
+    let bound = |name: &str| name.starts_with("ce_") || ["content-type", "traceparent"].contains(&name);
+    assert!(binary.headers.iter().all(|(name, _)| bound(name)), "{binary:?}");
+    assert_event(&MessageDeserializer::into_event(message(&binary)).expect("a CloudEvent"), &id, "50% ä");
+    let whole = stored(1);
+    assert_eq!(whole.header("content-type"), Some("application/cloudevents+json"));
+    assert_event(&MessageDeserializer::into_event(message(&whole)).expect("a CloudEvent"), &id, "50% ä");
+    let router = stored(2);
+    for (name, value) in [("id", &*id), ("eventType", "order.created"), ("walgate-header-tenant", "50% ä")] {
+        assert_eq!(router.header(name), Some(value), "{name}: {router:?}");
+    }
+    let value: Value = serde_json::from_slice(router.value.as_deref().expect("a value")).expect("JSON");
+    assert_eq!(value["total"], 1);
+}
+
+#[cfg(feature = "rabbitmq")]
+fn amqp(stored: Stored) -> Message {
+    let Stored { content_type, headers, data, .. } = stored;
+    Message { prefix: "cloudEvents_", content_type, headers, data }
 }
 
 #[cfg(feature = "rabbitmq")]
@@ -240,11 +315,11 @@ fn a_cloudevents_library_reads_what_rabbitmq_holds() {
         binary.headers.iter().all(|(name, _)| name == "traceparent" || name.starts_with("cloudEvents_")),
         "{binary:?}"
     );
-    assert_event(&MessageDeserializer::into_event(Amqp(binary)).expect("a CloudEvent"), &id, "50% ä");
+    assert_event(&MessageDeserializer::into_event(amqp(binary)).expect("a CloudEvent"), &id, "50% ä");
     let whole = stored("whole");
     assert_eq!(whole.content_type.as_deref(), Some("application/cloudevents+json"));
     assert_eq!(whole.headers.len(), 1, "{whole:?}");
-    assert_event(&MessageDeserializer::into_event(Amqp(whole)).expect("a CloudEvent"), &id, "50% ä");
+    assert_event(&MessageDeserializer::into_event(amqp(whole)).expect("a CloudEvent"), &id, "50% ä");
     let router = stored("router");
     for (name, value) in
         [("id", &*id), ("eventType", "order.created"), ("aggregateid", "k-1"), ("walgate-header-tenant", "50% ä")]

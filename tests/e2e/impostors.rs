@@ -23,6 +23,17 @@ const KINDS: &[Kind] = &[
         greeting: b"",
         config: |port, ca| format!("url: \"https://localhost:{port}/hook\", secret: {SECRET:?}, ca_file: {ca:?}"),
     },
+    #[cfg(feature = "kafka")]
+    Kind {
+        name: "kafka",
+        greeting: b"",
+        config: |port, ca| {
+            format!(
+                "brokers: [\"localhost:{port}\"], topic: orders, tls: {{ ca_file: {ca:?} }}, \
+                 sasl: {{ mechanism: plain, username: walgate, password: {SECRET:?} }}"
+            )
+        },
+    },
     #[cfg(feature = "rabbitmq")]
     Kind {
         name: "rabbitmq",

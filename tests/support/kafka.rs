@@ -221,6 +221,11 @@ impl Kafka {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The folder with a partition's log, not to be touched while the broker runs.
+    pub fn partition(&self, topic: &str, partition: u32) -> PathBuf {
+        self.folder.join(format!("log/{topic}-{partition}"))
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("kafka.log")).unwrap_or_default()

@@ -90,11 +90,14 @@ pub enum Operation {
     All = 2,
     Write = 4,
     Describe = 8,
+    /// On the cluster: an idempotent producer's.
+    IdempotentWrite = 12,
 }
 
 /// A line of an access list: for one topic, from any host.
 #[derive(Clone, Copy, Debug)]
 pub struct Acl<'a> {
+    /// `*` for all of them; of no account where the operation is the cluster's.
     pub topic: &'a str,
     /// Such as `User:walgate`.
     pub principal: &'a str,
@@ -105,8 +108,12 @@ pub struct Acl<'a> {
 
 impl Acl<'_> {
     fn body(&self, body: &mut Body) {
-        // A topic, by its literal name; 2 is deny, 3 is allow.
-        body.i8(2).text(self.topic).i8(3).text(self.principal).text("*");
+        // A topic or the cluster, by its literal name; 2 is deny, 3 is allow.
+        match self.operation {
+            Operation::IdempotentWrite => body.i8(4).text("kafka-cluster"),
+            _ => body.i8(2).text(self.topic),
+        };
+        body.i8(3).text(self.principal).text("*");
         body.i8(self.operation as i8).i8(if self.allow { 3 } else { 2 });
     }
 }
