@@ -327,6 +327,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        let no_pem = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        for (key, file, why) in [
+            ("ca_file", "/nonexistent/ca.pem", "No such file"),
+            ("ca_file", no_pem, "ssl.ca.location failed"),
+            ("cert_file", "/nonexistent/client.pem", "No such file"),
+            ("key_file", "/nonexistent/client.key", "No such file"),
+        ] {
+            let client = producer(json!({ "tls": { key: file } }));
+            let error = client.create::<rdkafka::producer::BaseProducer>().err().unwrap();
+            let said = unusable(&client, &error);
+            assert!(said.starts_with(&format!("the file {file} (`tls.{key}`) cannot be used: ")), "{said}");
+            assert!(said.contains(why), "{said}");
+        }
+    }
+
+    #[test]
     fn tls_and_credentials_decide_the_protocol() {
         let protocol = |more| producer(more).get("security.protocol").map(str::to_owned).unwrap();
         let sasl = json!({ "mechanism": "scram-sha-512", "username": "u", "password": "p" });

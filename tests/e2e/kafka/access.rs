@@ -1,6 +1,7 @@
 //! K3, G8: rights that are denied or taken away, and tokens that expire.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use super::{assert_flushes, assert_stored, bus, check, kept, last_error, strict, wait_sent};
@@ -120,22 +121,27 @@ fn k3_a_user_without_the_right_to_write_in_order_is_told_which_right_that_is() {
 #[test]
 fn g8_a_token_is_replaced_before_it_expires() {
     let (rig, kafka, file) = (Rig::new(), strict(), file());
-    let (topic, lifetime) = (kafka.topic(1), Duration::from_secs(4));
+    let (topic, lifetime) = (kafka.topic(1), Duration::from_secs(5));
     issue(&file, "walgate", lifetime);
     let mut walgate = Walgate::run(&by_token(&rig, kafka, &file, &topic, super::IMPATIENT));
-    let first = rig.insert("k");
-    rig.wait_confirmed(&mut walgate, &first);
-    // The broker ends the session of each token with it: two of them come and go.
-    for _ in 0..2 {
-        issue(&file, "walgate", lifetime);
-        watch_for(lifetime / 2);
-        let id = rig.insert("k");
-        rig.wait_confirmed(&mut walgate, &id);
-    }
-    issue(&file, "walgate", LONG);
-    watch_for(lifetime + Duration::from_secs(1));
-    let last = rig.insert("k");
-    rig.wait_confirmed(&mut walgate, &last);
+    std::thread::scope(|scope| {
+        let (over, told) = std::sync::mpsc::channel::<()>();
+        // A new one every second, until the other end is gone.
+        scope.spawn(move || {
+            while told.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+                issue(&file, "walgate", lifetime);
+            }
+        });
+        let first = rig.insert("k");
+        rig.wait_confirmed(&mut walgate, &first);
+        // The broker ends a session with its token, and takes no token that has expired.
+        for _ in 0..2 {
+            watch_for(lifetime + Duration::from_secs(1));
+            let id = rig.insert("k");
+            rig.wait_confirmed(&mut walgate, &id);
+        }
+        drop(over);
+    });
     assert_eq!(assert_stored(&rig.committed(), &kafka.wire().read_all(&topic)), 0);
 }
 

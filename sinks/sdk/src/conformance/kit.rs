@@ -274,6 +274,29 @@ impl<'a> Kit<'a> {
         }
     }
 
+    /// A new sink that has delivered one event: what follows does not wait for a first connection.
+    pub(super) fn open_warm(&mut self) -> Result<Arc<dyn DynSink>, Fault> {
+        let sink = self.open()?;
+        let first = self.each("first", 1);
+        self.settle_all(&sink, first)?;
+        Ok(sink)
+    }
+
+    /// Attempts one delivery until something is decided: a first connection may take longer than an attempt.
+    pub(super) fn decide(&mut self, sink: &Arc<dyn DynSink>, delivery: &Delivery) -> Result<Outcome, Fault> {
+        let begin = Instant::now();
+        loop {
+            let outcomes = self.attempt(sink, std::slice::from_ref(delivery))?;
+            let Some(outcome) = outcomes.into_iter().next() else { return Err("no outcome".to_owned().into()) };
+            let late = matches!(&outcome, Outcome::Failed(why) if why.kind == FailureKind::Timeout
+                || why.kind == FailureKind::Connection);
+            if !late || begin.elapsed() >= self.limits.settle {
+                return Ok(outcome);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     /// As [`Kit::settle`], for as long as anything sound takes.
     pub(super) fn settle_all(&mut self, sink: &Arc<dyn DynSink>, deliveries: Vec<Delivery>) -> Result<(), Fault> {
         self.settle(sink, deliveries, self.limits.settle)

@@ -77,7 +77,7 @@ pub(super) fn too_large(kit: &mut Kit<'_>) -> Result<(), Fault> {
     let Some(size) = kit.harness.carries().too_large else {
         return Err(Fault::Skipped("the harness names no size that is too large"));
     };
-    let sink = kit.open()?;
+    let sink = kit.open_warm()?;
     let large = kit.event(Some("large"), Some(of_size(size)), PayloadFormat::Json);
     let beside = kit.next("beside");
     // Alone, and between others: it condemns none of them.
@@ -104,6 +104,8 @@ pub(super) fn order_in_batch(kit: &mut Kit<'_>) -> Result<(), Fault> {
     if !kit.harness.carries().batch_order {
         return Err(Fault::Skipped("the receiver keeps an order within a key only"));
     }
+    let first = kit.each("first", 1);
+    kit.settle_all(&sink, first)?;
     let deliveries = kit.each("batched", sink.capabilities().max_batch.min(100));
     let outcomes = kit.attempt(&sink, &deliveries)?;
     if let Some(outcome) = outcomes.iter().find(|outcome| !is_acknowledged(outcome)) {
@@ -121,7 +123,7 @@ pub(super) fn order_in_batch(kit: &mut Kit<'_>) -> Result<(), Fault> {
 }
 
 pub(super) fn acknowledged_is_readable(kit: &mut Kit<'_>) -> Result<(), Fault> {
-    let sink = kit.open()?;
+    let sink = kit.open_warm()?;
     for _ in 0..3 {
         let deliveries = kit.each("readable", 40);
         let outcomes = kit.attempt(&sink, &deliveries)?;
@@ -135,7 +137,7 @@ pub(super) fn acknowledged_is_readable(kit: &mut Kit<'_>) -> Result<(), Fault> {
 }
 
 pub(super) fn acknowledged_is_durable(kit: &mut Kit<'_>) -> Result<(), Fault> {
-    let sink = kit.open()?;
+    let sink = kit.open_warm()?;
     let deliveries = kit.each("durable", 40);
     let outcomes = kit.attempt(&sink, &deliveries)?;
     kit.harness.stop()?;

@@ -17,8 +17,7 @@ pub(super) fn unknown_target(kit: &mut Kit<'_>) -> Result<(), Fault> {
     let sink = kit.open_with(config)?;
     let mut delivery = kit.next("nowhere");
     kit.redirect(&mut delivery, &target)?;
-    let outcomes = kit.attempt(&sink, &[delivery])?;
-    let Some(outcome) = outcomes.first() else { return Err("no outcome".to_owned().into()) };
+    let outcome = &kit.decide(&sink, &delivery)?;
     let refused = matches!(outcome, Outcome::Rejected(_))
         || matches!(outcome, Outcome::Failed(why) if why.kind == FailureKind::Fatal);
     if !refused {
@@ -36,8 +35,7 @@ pub(super) fn bad_credentials(kit: &mut Kit<'_>) -> Result<(), Fault> {
     let Refused { config, named } = kit.harness.refused()?;
     let sink = kit.open_with(config)?;
     let delivery = kit.next("refused");
-    let outcomes = kit.attempt(&sink, &[delivery])?;
-    let Some(outcome) = outcomes.first() else { return Err("no outcome".to_owned().into()) };
+    let outcome = &kit.decide(&sink, &delivery)?;
     if !matches!(outcome, Outcome::Failed(why) if why.kind == FailureKind::Fatal) {
         return Err(format!("a delivery must fail as fatal, and its outcome is {outcome:?}").into());
     }
