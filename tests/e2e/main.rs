@@ -23,6 +23,8 @@ mod envelopes;
 #[cfg(feature = "nats")]
 mod fanout;
 mod impostors;
+#[cfg(feature = "webhook")]
+mod inward;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;
