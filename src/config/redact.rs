@@ -141,6 +141,15 @@ fn ranges_of_plain(text: &str) -> Vec<Range<usize>> {
         }
         from = end.max(start);
     }
+    // The same without a scheme: `user:password@host`.
+    for (at, _) in text.match_indices('@') {
+        let apart = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`');
+        let start = text[..at].rfind(apart).map_or(0, |before| before + 1);
+        let userinfo = text.get(start..at).unwrap_or_default();
+        if let Some(colon) = userinfo.find(':').filter(|_| !userinfo.contains("://")) {
+            ranges.push(start + colon + 1..at);
+        }
+    }
     for (equals, sign) in text.match_indices(['=', ':']) {
         if sign == ":" && !text[equals + 1..].starts_with([' ', '\t']) {
             continue;
@@ -328,6 +337,8 @@ mod tests {
             ("{\"token\": \"abc\", \"x\": 1}", "{\"token\": [hidden], \"x\": 1}"),
             ("a://b:c@d e://f:g@h", "a://b:[hidden]@d e://f:[hidden]@h"),
             ("://:@", "://:@"),
+            ("u:pw@h:1, [v:p,w@h, x@y, (w:a:b@h)", "u:[hidden]@h:1, [v:[hidden]@h, x@y, (w:[hidden]@h)"),
+            ("u:p@w@h 'u:[p]@h'", "u:[hidden]@h 'u:[hidden]@h'"),
             ("postgres://${A:-w}:${B}@h/d", "postgres://${A:-w}:${B}@h/d"),
             ("postgres://w:${B:-pw}@h/d", "postgres://w:[hidden]@h/d"),
             ("postgres://w:a${B}@h/d password=${C}", "postgres://w:[hidden]@h/d password=${C}"),

@@ -10,6 +10,8 @@ mod support;
 
 #[cfg(feature = "nats")]
 mod both;
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
+mod canaries;
 mod configuration;
 mod conformance;
 mod consumers;
@@ -22,6 +24,7 @@ mod disturbances;
 mod envelopes;
 #[cfg(feature = "nats")]
 mod fanout;
+mod hostile;
 mod impostors;
 #[cfg(feature = "webhook")]
 mod inward;

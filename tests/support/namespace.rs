@@ -20,6 +20,7 @@ const INSIDE: &str = "WALGATE_TEST_INSIDE";
 /// The routes make every address a local one. What is mounted ends with the namespace.
 const ENTER: &str = r#"
 folder=$1; shift
+PATH=$PATH:/usr/sbin:/sbin
 ip link set lo up && ip route add local 0.0.0.0/0 dev lo && ip -6 route add local ::/0 dev lo || exit 1
 printf 'nameserver 127.0.0.53\noptions timeout:5 attempts:2\n' > "$folder/resolv.conf"
 printf 'hosts: files dns\n' > "$folder/nsswitch.conf"

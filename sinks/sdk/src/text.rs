@@ -12,13 +12,15 @@ use crate::Secret;
 const MAX_CHARS: usize = 200;
 /// Bytes that are looked at for them.
 const MAX_BYTES: usize = 4096;
+/// Bytes of a secret's beginning that tell something of it.
+const TELLING: usize = 4;
 
 /// A piece of the text that is fit for a log line: 200 characters at the most, on one line; empty where there is nothing
 /// to show. Each of `secrets` that stands in it is replaced. They should not be short: one of a few letters would tear
 /// harmless words apart.
 #[must_use]
 pub fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
-    let head = bytes.get(..MAX_BYTES).unwrap_or(bytes);
+    let head = without_torn(bytes.get(..MAX_BYTES).unwrap_or(bytes), secrets);
     let mut text = String::from_utf8_lossy(head);
     for secret in secrets {
         if text.contains(secret.expose()) {
@@ -39,6 +41,16 @@ pub fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
         }
     }
     piece
+}
+
+/// The bytes without a secret's beginning at their end: a text that was cut may have been cut within a secret.
+fn without_torn<'a>(bytes: &'a [u8], secrets: &[Secret]) -> &'a [u8] {
+    let torn = |secret: &Secret| {
+        let secret = secret.expose().as_bytes();
+        (TELLING..secret.len()).rev().find(|length| secret.get(..*length).is_some_and(|part| bytes.ends_with(part)))
+    };
+    let longest = secrets.iter().filter_map(torn).max().unwrap_or_default();
+    bytes.get(..bytes.len() - longest).unwrap_or_default()
 }
 
 /// Control characters, and invisible ones that turn or hide what stands beside them.
@@ -69,6 +81,10 @@ mod tests {
         assert_eq!(text("x\u{202e}y".as_bytes()), "x\\u{202e}y");
         assert_eq!(text(b"token hunter2-hunter2 is bad"), "token [secret] is bad");
         assert_eq!(text(&[0xff, b'a']), "\u{fffd}a");
+        assert_eq!(text(b"token hunter2-hunt"), "token");
+        assert_eq!(text(b"a hun"), "a hun");
+        let torn = [&[b' '; MAX_BYTES - 10], &b"hunter2-hunter2"[..]].concat();
+        assert_eq!(text(&torn), "");
         let long = text("é".repeat(70_000).as_bytes());
         assert_eq!(long.chars().count(), MAX_CHARS + 1);
         assert!(long.ends_with('…'));
