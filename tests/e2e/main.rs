@@ -34,6 +34,7 @@ mod operation;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod receivers;
+mod revoked;
 mod rig;
 mod routing;
 mod secrets;
