@@ -79,11 +79,13 @@ impl Sensitivity {
     /// Whether what stands at this path must not be shown.
     pub fn covers(&self, path: &KeyPath) -> bool {
         let keys: Vec<&str> = path.keys().collect();
-        let headers = || {
-            let at = keys.iter().position(|key| key.eq_ignore_ascii_case("headers"));
+        // Headers, and settings that a sink's library takes by its own names, may be secrets under any name.
+        let foreign = || {
+            let of_others = |key: &&str| ["headers", "properties"].iter().any(|name| key.eq_ignore_ascii_case(name));
+            let at = keys.iter().position(of_others);
             keys.first() == Some(&"sinks") && at.is_some_and(|at| at >= 2 && at + 1 < keys.len())
         };
-        self.followed(&keys).next().is_some() || keys.iter().any(|key| is_secret_name(key)) || headers()
+        self.followed(&keys).next().is_some() || keys.iter().any(|key| is_secret_name(key)) || foreign()
     }
 }
 
@@ -363,9 +365,10 @@ mod tests {
     }
 
     #[test]
-    fn header_values_of_a_sink_are_not_shown() {
+    fn headers_and_foreign_settings_of_a_sink_are_not_shown() {
         let plain = Sensitivity::default();
         assert!(plain.covers(&"sinks.a.webhook.headers.X-Any".into()));
+        assert!(plain.covers(&"sinks.a.kafka.properties.batch.size".into()));
         assert!(!plain.covers(&"outbox.columns.headers".into()));
         let mut declared = Sensitivity::default();
         declared.declare(vec!["sinks".into(), "a".into(), "k".into(), "*".into(), "pin".into()]);

@@ -20,14 +20,14 @@ const TELLING: usize = 4;
 /// harmless words apart.
 #[must_use]
 pub fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
-    let head = without_torn(bytes.get(..MAX_BYTES).unwrap_or(bytes), secrets);
+    let head = bytes.get(..MAX_BYTES).unwrap_or(bytes);
     let mut text = String::from_utf8_lossy(head);
     for secret in secrets {
         if text.contains(secret.expose()) {
             text = Cow::Owned(text.replace(secret.expose(), "[secret]"));
         }
     }
-    let text = text.trim();
+    let text = without_torn(&text, secrets).trim();
     let mut piece = String::new();
     for (count, c) in text.chars().enumerate() {
         if count == MAX_CHARS {
@@ -43,14 +43,15 @@ pub fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
     piece
 }
 
-/// The bytes without a secret's beginning at their end: a text that was cut may have been cut within a secret.
-fn without_torn<'a>(bytes: &'a [u8], secrets: &[Secret]) -> &'a [u8] {
+/// The text, whose whole secrets are gone, without the beginning of one at its end: a text that was cut may have been cut
+/// within a secret.
+fn without_torn<'a>(text: &'a str, secrets: &[Secret]) -> &'a str {
     let torn = |secret: &Secret| {
-        let secret = secret.expose().as_bytes();
-        (TELLING..secret.len()).rev().find(|length| secret.get(..*length).is_some_and(|part| bytes.ends_with(part)))
+        let secret = secret.expose();
+        (TELLING..secret.len()).rev().find(|length| secret.get(..*length).is_some_and(|part| text.ends_with(part)))
     };
     let longest = secrets.iter().filter_map(torn).max().unwrap_or_default();
-    bytes.get(..bytes.len() - longest).unwrap_or_default()
+    text.get(..text.len() - longest).unwrap_or_default()
 }
 
 /// Control characters, and invisible ones that turn or hide what stands beside them.
@@ -82,6 +83,8 @@ mod tests {
         assert_eq!(text(b"token hunter2-hunter2 is bad"), "token [secret] is bad");
         assert_eq!(text(&[0xff, b'a']), "\u{fffd}a");
         assert_eq!(text(b"token hunter2-hunt"), "token");
+        assert_eq!(text(b"token hunter2-hunter2"), "token [secret]");
+        assert_eq!(text(b"hunter2-hunter2-hunter2"), "[secret]-");
         assert_eq!(text(b"a hun"), "a hun");
         let torn = [&[b' '; MAX_BYTES - 10], &b"hunter2-hunter2"[..]].concat();
         assert_eq!(text(&torn), "");

@@ -267,6 +267,7 @@ fn x3_no_path_changes_scheme_host_or_port() {
         "gopher://",
     ];
     let after = ["", "/", ":1/", ":80", "/latest/meta-data/", "?x", "#", "\u{0}"];
+    let (hosts, after) = (&hosts, &after);
     let mut vectors = 0;
     for base in ["https://partner.example/hooks", "http://partner.example:8080/?t=1", "https://[2001:db8::1]:8443"] {
         let requests = requests(json!({ "url": base }));
