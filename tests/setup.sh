@@ -226,6 +226,13 @@ if ! librdkafka_can_be_built; then
   librdkafka_can_be_built || die "what librdkafka is built with is missing: make, a C++ compiler, pkg-config, and the headers of OpenSSL and zlib. Install them (Debian: apt-get install build-essential pkg-config libssl-dev zlib1g-dev)"
 fi
 
+# Some tests run in a network of their own, which `ip` sets up.
+ip_found() { command -v ip >/dev/null || [ -x /usr/sbin/ip ]; }
+if ! ip_found; then
+  ! root_with_apt || apt_install iproute2 || true
+  ip_found || die "the command ip is missing. Install it (Debian: apt-get install iproute2)"
+fi
+
 nats_found() {
   [ -x "${WALGATE_TEST_NATS_SERVER:-}" ] || [ -x /usr/sbin/nats-server ] || [ -x "$CACHE/nats/nats-server" ] \
     || command -v nats-server >/dev/null

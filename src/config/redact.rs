@@ -79,11 +79,13 @@ impl Sensitivity {
     /// Whether what stands at this path must not be shown.
     pub fn covers(&self, path: &KeyPath) -> bool {
         let keys: Vec<&str> = path.keys().collect();
-        let headers = || {
-            let at = keys.iter().position(|key| key.eq_ignore_ascii_case("headers"));
+        // Headers, and settings that a sink's library takes by its own names, may be secrets under any name.
+        let foreign = || {
+            let of_others = |key: &&str| ["headers", "properties"].iter().any(|name| key.eq_ignore_ascii_case(name));
+            let at = keys.iter().position(of_others);
             keys.first() == Some(&"sinks") && at.is_some_and(|at| at >= 2 && at + 1 < keys.len())
         };
-        self.followed(&keys).next().is_some() || keys.iter().any(|key| is_secret_name(key)) || headers()
+        self.followed(&keys).next().is_some() || keys.iter().any(|key| is_secret_name(key)) || foreign()
     }
 }
 
@@ -140,6 +142,15 @@ fn ranges_of_plain(text: &str) -> Vec<Range<usize>> {
             ranges.push(query..end);
         }
         from = end.max(start);
+    }
+    // The same without a scheme: `user:password@host`.
+    for (at, _) in text.match_indices('@') {
+        let apart = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`');
+        let start = text[..at].rfind(apart).map_or(0, |before| before + 1);
+        let userinfo = text.get(start..at).unwrap_or_default();
+        if let Some(colon) = userinfo.find(':').filter(|_| !userinfo.contains("://")) {
+            ranges.push(start + colon + 1..at);
+        }
     }
     for (equals, sign) in text.match_indices(['=', ':']) {
         if sign == ":" && !text[equals + 1..].starts_with([' ', '\t']) {
@@ -328,6 +339,8 @@ mod tests {
             ("{\"token\": \"abc\", \"x\": 1}", "{\"token\": [hidden], \"x\": 1}"),
             ("a://b:c@d e://f:g@h", "a://b:[hidden]@d e://f:[hidden]@h"),
             ("://:@", "://:@"),
+            ("u:pw@h:1, [v:p,w@h, x@y, (w:a:b@h)", "u:[hidden]@h:1, [v:[hidden]@h, x@y, (w:[hidden]@h)"),
+            ("u:p@w@h 'u:[p]@h'", "u:[hidden]@h 'u:[hidden]@h'"),
             ("postgres://${A:-w}:${B}@h/d", "postgres://${A:-w}:${B}@h/d"),
             ("postgres://w:${B:-pw}@h/d", "postgres://w:[hidden]@h/d"),
             ("postgres://w:a${B}@h/d password=${C}", "postgres://w:[hidden]@h/d password=${C}"),
@@ -352,9 +365,10 @@ mod tests {
     }
 
     #[test]
-    fn header_values_of_a_sink_are_not_shown() {
+    fn headers_and_foreign_settings_of_a_sink_are_not_shown() {
         let plain = Sensitivity::default();
         assert!(plain.covers(&"sinks.a.webhook.headers.X-Any".into()));
+        assert!(plain.covers(&"sinks.a.kafka.properties.batch.size".into()));
         assert!(!plain.covers(&"outbox.columns.headers".into()));
         let mut declared = Sensitivity::default();
         declared.declare(vec!["sinks".into(), "a".into(), "k".into(), "*".into(), "pin".into()]);

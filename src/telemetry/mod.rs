@@ -8,7 +8,8 @@ pub use panics::log_panics;
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// `--log-format`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -22,9 +23,16 @@ pub enum LogFormat {
     Json,
 }
 
-/// Libraries that log by themselves what their sink reports, at levels of their own: said once is enough (and lapin shows
-/// a returned message with its payload). A filter that names one switches it on again.
+/// Libraries that log by themselves what their sink reports, at levels of their own: said once is enough. A filter that
+/// names one switches it on again, as far as [`is_discreet`] goes.
 const SILENT: &str = "async_nats=off,aws_=off,lapin=off";
+
+/// Whether a line cannot hold what must never be in a log, whatever the filter: lapin writes passwords and payloads, and
+/// Amazon's SDK writes ids of keys and tokens of sessions.
+fn is_discreet(line: &Metadata<'_>) -> bool {
+    let of = |library: &str| line.target().starts_with(library);
+    !of("lapin") && (!of("aws_") || *line.level() <= Level::INFO)
+}
 
 /// Starts logging. `filter` is a `tracing` filter such as `info` or `walgate=debug`. Only the first call counts.
 ///
@@ -41,9 +49,10 @@ pub fn init(format: LogFormat, filter: &str, color: bool) -> Result<(), String> 
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call (tests of the library) finds a subscriber: that one stays.
     if human {
-        let _ = builder.with_ansi(color).with_target(false).try_init();
+        let _ = builder.with_ansi(color).with_target(false).finish().with(filter_fn(is_discreet)).try_init();
     } else {
-        let _ = builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init();
+        let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
+        let _ = builder.finish().with(filter_fn(is_discreet)).try_init();
     }
     Ok(())
 }

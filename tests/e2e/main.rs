@@ -10,6 +10,8 @@ mod support;
 
 #[cfg(feature = "nats")]
 mod both;
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
+mod canaries;
 mod configuration;
 mod conformance;
 mod consumers;
@@ -23,7 +25,10 @@ mod docker;
 mod envelopes;
 #[cfg(feature = "nats")]
 mod fanout;
+mod hostile;
 mod impostors;
+#[cfg(feature = "webhook")]
+mod inward;
 #[cfg(feature = "kafka")]
 mod kafka;
 #[cfg(feature = "nats")]
@@ -32,6 +37,7 @@ mod operation;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod receivers;
+mod revoked;
 mod rig;
 mod routing;
 mod secrets;

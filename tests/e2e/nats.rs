@@ -457,7 +457,7 @@ fn credentials_are_used_and_wrong_ones_are_named_and_not_shown() {
         rig.source()
             .sink(&bus(server.port(), &more, IMPATIENT))
             .route("**", "bus")
-            .env("RUST_LOG", "trace,async_nats=trace")
+            .env("WALGATE_LOG", "trace,async_nats=trace")
     };
     assert_delivers(&rig, &server, &with(&format!(", user: walgate, password: {PASSWORD:?}")));
     let folder = crate::support::processes::folder("secret");

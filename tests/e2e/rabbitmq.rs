@@ -477,7 +477,7 @@ fn wrong_credentials_are_named_and_not_shown() {
         rig.source()
             .sink(&format!("bus: {{ rabbitmq: {{ {keys}, routing_key: orders }}, delivery: {{ {IMPATIENT} }} }}"))
             .route("**", "bus")
-            .env("RUST_LOG", "debug,lapin=off")
+            .env("WALGATE_LOG", "trace,lapin=trace")
     };
     let silent = |text: &str| assert!(!text.contains("canary"), "the password is shown in:\n{text}");
     let in_url = with(&format!("url: \"amqp://{user}:{PASSWORD}@127.0.0.1:{port}/{vhost}\""));

@@ -37,7 +37,7 @@ fn x1_secrets_appear_nowhere() {
         "hook: {{ webhook: {{ url: {url:?}, secret: \"${{HOOK_SECRET}}\", bearer_token: {BEARER:?}, \
          headers: {{ x-api-key: {HEADER:?} }} }}, delivery: {{ timeout: 1s, retry: {{ initial: 20ms, max: 200ms }} }} }}"
     );
-    let setup = rig.source().sink(&sink).route("**", "hook").env("HOOK_SECRET", SECRET).env("RUST_LOG", "trace");
+    let setup = rig.source().sink(&sink).route("**", "hook").env("HOOK_SECRET", SECRET).env("WALGATE_LOG", "trace");
     let mut walgate = Walgate::run(&setup);
     let command_line = processes::command_line(walgate.pid());
     let payload = format!(r#"{{"iban": "{PAYLOAD}"}}"#);

@@ -10,7 +10,7 @@ use crate::rig::Rig;
 use crate::support::database::Database;
 use crate::support::oracle;
 use crate::support::postgres::Postgres;
-use crate::support::receiver::{Receipt, Receiver, SECRET, ok, reply};
+use crate::support::receiver::{Answer, Receipt, Receiver, SECRET, ok, reply};
 use crate::support::wait::{DEADLINE, watch_for, within};
 use crate::support::walgate::{Setup, Walgate};
 
@@ -397,6 +397,50 @@ fn x6_nothing_in_a_row_gets_out_of_its_place_in_the_request() {
     expected.sort_unstable();
     assert_eq!(keys, expected);
     assert_eq!(rig.receiver.bad_signatures(), Vec::<String>::new());
+}
+
+#[test]
+fn x10_answers_that_do_harm_cost_little_memory_and_few_words() {
+    const EVENTS: usize = 64;
+    let rig = Rig::new();
+    let setup = rig.source().sink(&hook(&rig.receiver, "", &format!("{QUICK}, on_reject: skip"))).route("**", "hook");
+    let mut walgate = Walgate::run(&setup);
+    let first = rig.insert("first");
+    rig.wait_confirmed(&mut walgate, &first);
+    let before = walgate.peak_memory_kib();
+
+    let head = |status: &str, more: &str| format!("HTTP/1.1 {status} x\r\n{more}\r\n");
+    let many: String = (0..10_000).map(|n| format!("x-{n}: {n}\r\n")).collect();
+    let long = format!("x: {}\r\n", "y".repeat(1 << 20));
+    let body = |status: &str, more: &str| [head(status, more).into_bytes(), b"canary-body ".repeat(2 << 20)].concat();
+    // In turn: heads without measure, bodies of 24 MiB with a refusal and with a success, interim answers.
+    let attacks = [
+        head("200", &many).into_bytes(),
+        head("200", &long).into_bytes(),
+        head("100", "").repeat(100_000).into_bytes(),
+        body("422", "content-length: 25165824\r\n"),
+        body("200", "content-encoding: gzip\r\n"),
+    ];
+    rig.receiver.script(move |request| {
+        // The first three are no answers: the event comes again, and gets another.
+        let turn = usize::try_from(request.number).expect("a number") % 2 + 3;
+        Answer::Raw(attacks[if request.attempt <= 3 { request.attempt as usize - 1 } else { turn }].clone())
+    });
+    insert(&rig, 0, EVENTS, EVENTS);
+    walgate.eventually("every event had all of it", || rig.receiver.requests() > 4 * EVENTS as u64);
+    rig.receiver.accept_all();
+    let last = rig.insert("last");
+    rig.wait_confirmed(&mut walgate, &last);
+    let skipped = walgate.metric("walgate_events_total", &["outcome=\"skipped\""]);
+    assert!(skipped.is_some_and(|count| (1.0..=EVENTS as f64).contains(&count)), "{skipped:?}");
+    let grown = walgate.peak_memory_kib() - before;
+    assert!(grown < 64 << 10, "{grown} KiB for answers of 24 MiB, sixteen at a time");
+    walgate.terminate();
+    let said = walgate.wait_for_end(DEADLINE).output();
+    let longest = said.lines().map(str::len).max().unwrap_or_default();
+    assert!(longest < 4096 && !said.contains("yyyy"), "a line of {longest} bytes");
+    let repeated = said.lines().map(|line| line.matches("canary-body").count()).max();
+    assert!(repeated.is_some_and(|count| (1..=20).contains(&count)), "{repeated:?}: a piece of the refusal is shown");
 }
 
 #[test]

@@ -8,6 +8,8 @@
 pub mod amqp_wire;
 pub mod clock;
 pub mod database;
+pub mod dns;
+pub mod everywhere;
 pub mod http1;
 pub mod http_get;
 pub mod impostor;
@@ -21,6 +23,7 @@ pub mod kafka_records;
 pub mod kafka_wire;
 pub mod listen;
 pub mod lsn;
+pub mod namespace;
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(feature = "nats")]

@@ -74,6 +74,16 @@ impl NatsServer {
         self.end(Signal::TERM);
     }
 
+    /// Replaces a text in its configuration, which it then reads again.
+    #[track_caller]
+    pub fn reconfigure(&self, old: &str, new: &str) {
+        let path = self.folder.join("nats.conf");
+        let text = std::fs::read_to_string(&path).expect("nats.conf");
+        assert!(text.contains(old), "{old} is not in its configuration");
+        std::fs::write(path, text.replace(old, new)).expect("nats.conf");
+        self.signal(Signal::HUP);
+    }
+
     /// STOP and CONT.
     pub fn signal(&self, signal: Signal) {
         self.process.lock().expect("the server's process").as_ref().expect("a running server").signal(signal);

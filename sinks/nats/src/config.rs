@@ -150,7 +150,7 @@ impl NatsConfig {
         if self.nkey.as_ref().is_some_and(|seed| !is_user_seed(seed.expose().trim())) {
             issues.push(ConfigIssue::at("nkey", "it must be the seed of a user's nkey: `SU` and 56 more characters"));
         }
-        if self.creds.as_ref().is_some_and(|creds| ConnectOptions::with_credentials(creds.expose()).is_err()) {
+        if self.creds.as_ref().is_some_and(|creds| credentials(creds).is_err()) {
             let message = "it must be the text of a credentials file, with a user JWT and an nkey seed between lines \
                            of dashes (`nsc generate creds` writes one); `creds_file` names such a file";
             issues.push(ConfigIssue::at("creds", message));
@@ -196,6 +196,12 @@ fn server(text: &str) -> Result<Server, String> {
     }
     let host = if address.host().contains(':') { format!("[{}]", address.host()) } else { address.host().to_owned() };
     Ok(Server { shown: format!("{host}:{}", address.port()), address })
+}
+
+/// The credentials in the text of a credentials file.
+pub(crate) fn credentials(creds: &Secret) -> std::io::Result<ConnectOptions> {
+    // The library finds the seed only where a line ends behind it, and a file's last line end is no part of a secret.
+    ConnectOptions::with_credentials(&format!("{}\n", creds.expose()))
 }
 
 fn is_user_seed(text: &str) -> bool {

@@ -13,7 +13,11 @@ use walgate_sink::{
     tls::{self, Spoken, Terms},
 };
 
-use crate::{NatsConfig, classify, config::Server, generation::Generation};
+use crate::{
+    NatsConfig, classify,
+    config::{self, Server},
+    generation::Generation,
+};
 
 /// Time to connect to one server at the most: one that has come back is found soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -105,7 +109,7 @@ impl Connector {
             }
             (_, _, Some(token), ..) => ConnectOptions::with_token(token.expose().to_owned()),
             (_, _, _, Some(seed), _) => ConnectOptions::with_nkey(seed.expose().trim().to_owned()),
-            (_, _, _, _, Some(creds)) => ConnectOptions::with_credentials(creds.expose())?,
+            (_, _, _, _, Some(creds)) => config::credentials(creds)?,
             _ => ConnectOptions::new(),
         };
         let options = match &self.config.inbox_prefix {

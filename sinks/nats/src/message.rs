@@ -26,6 +26,9 @@ static POSITION: HeaderName = HeaderName::from_static("walgate-position");
 static COMMITTED_AT: HeaderName = HeaderName::from_static("walgate-committed-at");
 static CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
 
+/// Bytes of headers that a stream takes at the most: it keeps their length in 16 bits.
+const MAX_HEADERS: usize = u16::MAX as usize;
+
 /// What the names of a CloudEvent's attributes begin with.
 pub(crate) const CLOUDEVENTS: &str = "ce-";
 
@@ -153,10 +156,16 @@ impl Messages {
 }
 
 impl Message {
-    /// Whether a server that takes messages of `max_payload` bytes takes this one.
+    /// Whether a server that takes messages of `max_payload` bytes takes this one. One that its stream refuses would still
+    /// reach those who subscribe without a stream.
     pub(crate) fn check_size(&self, max_payload: usize, server: &str) -> Result<(), Rejection> {
         let (payload, headers) = (self.payload.len(), self.header_block);
         let size = payload + headers;
+        if headers > MAX_HEADERS {
+            let message =
+                format!("the message has {headers} bytes of headers, and a stream takes {MAX_HEADERS} at the most");
+            return Err(Rejection::new(RejectReason::TooLarge, message));
+        }
         if size <= max_payload {
             return Ok(());
         }
@@ -267,6 +276,15 @@ mod tests {
         assert!(rejection.message.contains(&expected), "{rejection}");
         assert!(rejection.message.contains("127.0.0.1:4222 takes"), "{rejection}");
         assert!(!messages.is_fixed("orders.x"));
+
+        let room = MAX_HEADERS - message.header_block - "walgate-header-pad: \r\n".len();
+        for (length, taken) in [(room, true), (room + 1, false)] {
+            let mut padded = event();
+            padded.headers =
+                padded.headers.iter().cloned().chain([("pad".into(), "x".repeat(length).into())]).collect();
+            let message = messages.build(&delivery("orders", padded)).unwrap();
+            assert_eq!(message.check_size(1 << 20, "127.0.0.1:4222").is_ok(), taken, "{}", message.header_block);
+        }
     }
 
     #[test]

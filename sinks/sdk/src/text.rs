@@ -12,6 +12,8 @@ use crate::Secret;
 const MAX_CHARS: usize = 200;
 /// Bytes that are looked at for them.
 const MAX_BYTES: usize = 4096;
+/// Bytes of a secret's beginning that tell something of it.
+const TELLING: usize = 4;
 
 /// A piece of the text that is fit for a log line: 200 characters at the most, on one line; empty where there is nothing
 /// to show. Each of `secrets` that stands in it is replaced. They should not be short: one of a few letters would tear
@@ -25,7 +27,7 @@ pub fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
             text = Cow::Owned(text.replace(secret.expose(), "[secret]"));
         }
     }
-    let text = text.trim();
+    let text = without_torn(&text, secrets).trim();
     let mut piece = String::new();
     for (count, c) in text.chars().enumerate() {
         if count == MAX_CHARS {
@@ -39,6 +41,17 @@ pub fn excerpt(bytes: &[u8], secrets: &[Secret]) -> String {
         }
     }
     piece
+}
+
+/// The text, whose whole secrets are gone, without the beginning of one at its end: a text that was cut may have been cut
+/// within a secret.
+fn without_torn<'a>(text: &'a str, secrets: &[Secret]) -> &'a str {
+    let torn = |secret: &Secret| {
+        let secret = secret.expose();
+        (TELLING..secret.len()).rev().find(|length| secret.get(..*length).is_some_and(|part| text.ends_with(part)))
+    };
+    let longest = secrets.iter().filter_map(torn).max().unwrap_or_default();
+    text.get(..text.len() - longest).unwrap_or_default()
 }
 
 /// Control characters, and invisible ones that turn or hide what stands beside them.
@@ -69,6 +82,12 @@ mod tests {
         assert_eq!(text("x\u{202e}y".as_bytes()), "x\\u{202e}y");
         assert_eq!(text(b"token hunter2-hunter2 is bad"), "token [secret] is bad");
         assert_eq!(text(&[0xff, b'a']), "\u{fffd}a");
+        assert_eq!(text(b"token hunter2-hunt"), "token");
+        assert_eq!(text(b"token hunter2-hunter2"), "token [secret]");
+        assert_eq!(text(b"hunter2-hunter2-hunter2"), "[secret]-");
+        assert_eq!(text(b"a hun"), "a hun");
+        let torn = [&[b' '; MAX_BYTES - 10], &b"hunter2-hunter2"[..]].concat();
+        assert_eq!(text(&torn), "");
         let long = text("é".repeat(70_000).as_bytes());
         assert_eq!(long.chars().count(), MAX_CHARS + 1);
         assert!(long.ends_with('…'));

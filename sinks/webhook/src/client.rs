@@ -8,7 +8,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use walgate_sink::{SinkError, text, tls};
 
-use crate::guard::{Guarded, Lookup};
+use crate::guard::{Guard, Guarded, Lookup};
 
 /// Time to connect at the most: a side that has come back is found soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,8 +46,14 @@ pub(crate) fn client(
     builder.build().map_err(|error| SinkError::fatal(format!("the HTTP client cannot be made: {error}")))
 }
 
-/// Resolves the endpoint's host, connects and, for https, shakes hands. No request is sent.
-pub(crate) async fn probe(url: &Url, tls: Arc<ClientConfig>, attempt: Duration) -> Result<(), SinkError> {
+/// Resolves the endpoint's host, connects and, for https, shakes hands. No request is sent. With a guard it connects to no
+/// address that does not pass: a probe must not tell what listens where no event may lead.
+pub(crate) async fn probe(
+    url: &Url,
+    tls: Arc<ClientConfig>,
+    attempt: Duration,
+    guard: Option<&Guard>,
+) -> Result<(), SinkError> {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = url.port_or_known_default().unwrap_or_default();
     let limit = CONNECT_TIMEOUT.min(attempt);
@@ -58,6 +64,12 @@ pub(crate) async fn probe(url: &Url, tls: Arc<ClientConfig>, attempt: Duration) 
         .map_err(|_| late(&format!("the look-up of host {host}")))?
         .map_err(|error| SinkError::retryable(format!("host {host} cannot be resolved: {error}")))?
         .collect();
+    let addresses = match guard {
+        Some(guard) => {
+            guard.pass(host, addresses.into_iter()).map_err(|refused| SinkError::fatal(refused.to_string()))?
+        }
+        None => addresses,
+    };
     let stream = timeout(limit, TcpStream::connect(&*addresses))
         .await
         .map_err(|_| late(&format!("connecting to {host}:{port}")))?

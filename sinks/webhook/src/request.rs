@@ -84,8 +84,7 @@ impl Requests {
     pub(crate) fn new(settings: Settings, path: Option<&str>, max_body: Option<u64>) -> Self {
         let Settings { url: base, signer, headers, envelope, .. } = settings;
         let mut fixed = vec![(None, Endpoint::new(base.clone(), true))];
-        // Without a brace a template is its own text.
-        let literal = path.filter(|path| !path.contains(['{', '}']));
+        let literal = path.filter(|path| !is_template(path));
         if let Some((path, url)) = literal.and_then(|path| Some((path, append(&base, path).ok()?))) {
             fixed.push((Some(path.to_owned()), Endpoint::new(url, true)));
         }
@@ -240,6 +239,11 @@ fn own_headers(event: &Event, headers: &mut HeaderMap) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Whether the text has places that each event fills. Without a brace a template is its own text.
+pub(crate) fn is_template(text: &str) -> bool {
+    text.contains(['{', '}'])
 }
 
 fn unfit() -> Rejection {

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -24,7 +27,7 @@ use crate::{
     batch::{self, Group, MAX_BATCH, Parts},
     classify::{self, Answer},
     client,
-    guard::{self, Guarded, System},
+    guard::{self, Guard, Guarded, System},
     request::{self, Endpoint, Requests},
 };
 
@@ -66,6 +69,9 @@ pub struct WebhookSink {
     /// `None` once the sink is closed. Its connections close with it.
     clients: RwLock<Option<Clients>>,
     tls: Arc<ClientConfig>,
+    /// `None`: the URL's own text leads inside, and is meant.
+    guard: Option<Guard>,
+    used: Used,
     requests: Requests,
     mode: Mode,
     secrets: Vec<Secret>,
@@ -84,6 +90,24 @@ struct Clients {
 impl Clients {
     fn of(&self, endpoint: &Endpoint) -> &Client {
         if endpoint.fixed { &self.open } else { &self.guarded }
+    }
+}
+
+/// What kinds of URL the deliveries had so far: a probe takes the way that they take.
+struct Used {
+    /// The same for every event.
+    fixed: AtomicBool,
+    /// With a path from routes or events.
+    own: AtomicBool,
+}
+
+impl Used {
+    fn note(&self, endpoint: &Endpoint) {
+        if endpoint.fixed { &self.fixed } else { &self.own }.store(true, Ordering::Relaxed);
+    }
+
+    fn is_guarded(&self) -> bool {
+        self.own.load(Ordering::Relaxed) && !self.fixed.load(Ordering::Relaxed)
     }
 }
 
@@ -111,14 +135,25 @@ impl WebhookSink {
         tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         let client = |guard: Option<Guarded<System>>| client::client(tls.clone(), config.http2, context.timeout, guard);
         let open = client(None)?;
-        let guarded = match guard::is_literally_internal(&settings.url) {
-            true => open.clone(),
-            false => client(Some(Guarded { guard: settings.guard.clone(), lookup: System }))?,
+        let guard = (!guard::is_literally_internal(&settings.url)).then(|| settings.guard.clone());
+        let guarded = match guard.clone() {
+            None => open.clone(),
+            Some(guard) => client(Some(Guarded { guard, lookup: System }))?,
         };
         let secrets = settings.secrets.clone();
         let requests = Requests::new(settings, config.path.as_deref(), config.max_body.map(|size| size.0));
-        let clients = RwLock::new(Some(Clients { open, guarded }));
-        Ok(WebhookSink { clients, tls: Arc::new(tls), requests, mode: config.mode, secrets, timeout: context.timeout })
+        // A path of the configuration that events fill in is known before the first of them.
+        let own = AtomicBool::new(config.path.as_deref().is_some_and(request::is_template));
+        Ok(WebhookSink {
+            clients: RwLock::new(Some(Clients { open, guarded })),
+            tls: Arc::new(tls),
+            guard,
+            used: Used { fixed: AtomicBool::new(false), own },
+            requests,
+            mode: config.mode,
+            secrets,
+            timeout: context.timeout,
+        })
     }
 
     fn clients(&self) -> Option<Clients> {
@@ -185,6 +220,7 @@ impl WebhookSink {
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> (Outcome, Option<Response>) {
+        self.used.note(endpoint);
         let mut response = match timeout_at(deadline, clients.of(endpoint).execute(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return (classify::broken(&error, &endpoint.shown, &self.secrets), None),
@@ -273,7 +309,8 @@ impl Sink for WebhookSink {
         if self.clients().is_none() {
             return Err(SinkError::fatal("the sink is closed"));
         }
-        client::probe(self.requests.base(), Arc::clone(&self.tls), self.timeout).await
+        let guard = self.guard.as_ref().filter(|_| self.used.is_guarded());
+        client::probe(self.requests.base(), Arc::clone(&self.tls), self.timeout, guard).await
     }
 
     async fn close(&self) {

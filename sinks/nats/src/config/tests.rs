@@ -98,6 +98,17 @@ fn every_fault_is_told_with_its_place() {
 }
 
 #[test]
+fn a_credentials_file_may_end_with_its_last_line() {
+    let creds = format!(
+        "-----BEGIN NATS USER JWT-----\na.b.c\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{SEED}\n\
+         ------END USER NKEY SEED------"
+    );
+    for end in ["", "\n", "\r\n", "\n\n*****\n"] {
+        assert_eq!(issues(with(json!({ "creds": format!("{creds}{end}") }))), Vec::<String>::new(), "{end:?}");
+    }
+}
+
+#[test]
 fn debug_shows_no_secret() {
     let config: NatsConfig = walgate_sink::read_config(&with(json!({
         "servers": ["nats://u:hunter2@a"], "password": "hunter2", "token": "hunter2", "nkey": "hunter2",

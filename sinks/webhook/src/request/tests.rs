@@ -184,6 +184,110 @@ fn paths_are_appended_and_cannot_leave_the_host() {
 }
 
 #[test]
+fn x3_no_path_changes_scheme_host_or_port() {
+    // Every way to write a host that has fooled somebody, behind everything that has let one begin.
+    let hosts = [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+        "017700000001",
+        "127.0.0.1.",
+        "localhost",
+        "localhost.",
+        "LOCALHOST",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[fe80::1%25eth0]",
+        "[fe80::1%eth0]",
+        "①②⑦.⓪.⓪.①",
+        "１２７.0.0.1",
+        "127。0。0。1",
+        "127%2e0%2e0%2e1",
+        "%6c%6f%63%61%6c%68%6f%73%74",
+        "169.254.169.254",
+        "0xa9fea9fe",
+        "2852039166",
+        "metadata.google.internal",
+        "ⓜetadata.google.internal",
+        "[fd00:ec2::254]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "100.100.100.200",
+        "0",
+        "evil.example",
+        "xn--evil-9za.example",
+        "127.0.0.1.nip.example",
+    ];
+    let before = [
+        "",
+        "/",
+        "//",
+        "///",
+        "/\\",
+        "\\\\",
+        "/\\/",
+        "@",
+        "/@",
+        ":80@",
+        "x:y@",
+        "/x:y@",
+        "//x:y@",
+        "http://",
+        "/http://",
+        "https:",
+        "http:",
+        "//x@a.example@",
+        "?",
+        "?u=http://",
+        "?@",
+        "#@",
+        "/#@",
+        "/?#@",
+        "/../../",
+        "/..;/",
+        "/%2e%2e/",
+        "/%00@",
+        "/%0d%0ahost: ",
+        "/\t@",
+        "/\r\nhost: ",
+        "\u{ff0f}\u{ff0f}",
+        "/\u{2044}",
+        ".",
+        ":",
+        ":1/",
+        "/;@",
+        "&@",
+        "javascript:",
+        "file://",
+        "gopher://",
+    ];
+    let after = ["", "/", ":1/", ":80", "/latest/meta-data/", "?x", "#", "\u{0}"];
+    let (hosts, after) = (&hosts, &after);
+    let mut vectors = 0;
+    for base in ["https://partner.example/hooks", "http://partner.example:8080/?t=1", "https://[2001:db8::1]:8443"] {
+        let requests = requests(json!({ "url": base }));
+        let meant = Url::parse(base).unwrap();
+        for (before, host, after) in
+            before.iter().flat_map(|b| hosts.iter().flat_map(move |h| after.iter().map(move |a| (b, h, a))))
+        {
+            let path = format!("{before}{host}{after}");
+            vectors += 1;
+            let Ok((request, _)) = requests.build(&delivery(event(), Some(&path)), 0) else { continue };
+            let url = request.url();
+            assert_eq!(url.origin(), meant.origin(), "{path:?}");
+            assert!(url.username().is_empty() && url.password().is_none() && url.fragment().is_none(), "{path:?}");
+            assert!(url.path().starts_with(meant.path()) && request.headers().get("host").is_none(), "{path:?}");
+        }
+    }
+    assert!(vectors > 30_000, "{vectors}");
+}
+
+#[test]
 fn a_literal_path_of_the_configuration_is_a_fixed_url() {
     let requests = requests(json!({ "url": "https://a.example", "path": "/hooks" }));
     let (request, endpoint) = requests.build(&delivery(event(), Some("/hooks")), 0).unwrap();

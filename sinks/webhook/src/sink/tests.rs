@@ -1,5 +1,6 @@
 //! Against servers that answer, lie, stall and break.
 
+mod attacks;
 mod batch;
 mod guard;
 mod server;

@@ -33,6 +33,10 @@ pub(super) enum Reaction {
     Drip(String),
     /// Writes this, then as much as the other side takes.
     Flood(String),
+    /// Writes the first text, then the second again and again for as long as the other side takes it.
+    Repeat(String, String),
+    /// Writes these bytes and reads the next request.
+    Bytes(Vec<u8>),
     /// Answers before it has read the body, then reads it.
     Early(String),
     /// 422 if the body holds the first text, 204 otherwise.
@@ -192,18 +196,23 @@ impl Serve {
                         stream.write_all(b"x").await.ok()?;
                     }
                 }
-                Reaction::Flood(head) => {
-                    stream.write_all(head.as_bytes()).await.ok()?;
-                    let mut written = 0;
-                    while stream.write_all(&[b'x'; 4096]).await.is_ok() {
-                        written += 4096;
-                    }
-                    let _ = self.flooded.send(written);
-                    return None;
-                }
+                Reaction::Flood(head) => return self.flood(stream, &head, &[b'x'; 4096]).await,
+                Reaction::Repeat(head, again) => return self.flood(stream, &head, again.as_bytes()).await,
+                Reaction::Bytes(answer) => stream.write_all(&answer).await.ok()?,
                 Reaction::Early(_) => {}
             }
         }
+    }
+
+    /// Writes until the connection is closed, and says how much that was.
+    async fn flood<S: AsyncWrite + Unpin>(&self, stream: &mut S, head: &str, again: &[u8]) -> Option<()> {
+        stream.write_all(head.as_bytes()).await.ok()?;
+        let mut written = 0;
+        while stream.write_all(again).await.is_ok() {
+            written += again.len();
+        }
+        let _ = self.flooded.send(written);
+        None
     }
 }
 

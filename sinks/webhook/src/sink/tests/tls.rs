@@ -9,7 +9,7 @@ use walgate_sink::SinkErrorKind;
 use super::*;
 
 /// A CA in a file of its own, and servers with certificates of it.
-struct Ca {
+pub(super) struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
     file: File,
 }
@@ -44,7 +44,7 @@ impl Drop for File {
 }
 
 impl Ca {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -60,7 +60,7 @@ impl Ca {
         (File::new(&certificate.pem()), File::new(&key.serialize_pem()))
     }
 
-    fn server(&self, host: &str, change: impl FnOnce(&mut CertificateParams)) -> ServerConfig {
+    pub(super) fn server(&self, host: &str, change: impl FnOnce(&mut CertificateParams)) -> ServerConfig {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         change(&mut params);
@@ -74,7 +74,7 @@ impl Ca {
             .unwrap()
     }
 
-    fn config(&self) -> Value {
+    pub(super) fn config(&self) -> Value {
         json!({ "ca_file": self.file })
     }
 }
