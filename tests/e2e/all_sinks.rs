@@ -33,9 +33,9 @@ const EVENTS: &str = "events";
 const STREAM: &str = "EVENTS";
 /// Longer than any run, so that a repeat is stored once only.
 const DAY: u64 = 86_400_000_000_000;
-/// Shorter than a restart: repeats are stored, and seen; and ministack, which looks through all that it knows for each
-/// message, stays quick.
-const WINDOW: Duration = Duration::from_secs(2);
+/// So short that later repeats are stored, and seen; and that ministack, which looks through all the ids that it knows for
+/// each message, stays quick.
+const WINDOW: Duration = Duration::from_secs(5);
 
 /// One of the five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use crate::support::sqs::{Server, Stored};
 use crate::support::wait::within;
 
 /// As many as keep up with one sink.
-const CONSUMERS: usize = 4;
+const CONSUMERS: usize = 8;
 /// How long an empty queue, or one that is paused, is left alone.
 const REST: Duration = Duration::from_millis(50);
 
