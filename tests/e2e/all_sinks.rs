@@ -1,5 +1,5 @@
-//! The arrangement with all sinks: every event goes to Kafka, NATS JetStream, RabbitMQ, SQS and a webhook receiver, each a
-//! server of its own that can be hurt, with a witness on every link.
+//! The arrangement with all sinks: every event goes to Kafka, NATS JetStream, RabbitMQ, SQS and a webhook receiver,
+//! each a server of its own that can be hurt, with a witness on every link.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ const EVENTS: &str = "events";
 const STREAM: &str = "EVENTS";
 /// Longer than any run, so that a repeat is stored once only.
 const DAY: u64 = 86_400_000_000_000;
-/// So short that later repeats are stored, and seen; and that ministack, which looks through all the ids that it knows for
-/// each message, stays quick.
+/// So short that later repeats are stored, and seen; and that ministack, which looks through all the ids that it knows
+/// for each message, stays quick.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// One of the five.
@@ -146,7 +146,7 @@ impl AllSinks {
         let url = format!("http://127.0.0.1:{}/hook", self.hook_link.port());
         let setup = Sink::ALL[..4].iter().fold(setup.webhook_at("webhook", &url, &delivery), |setup, sink| {
             let name = sink.name();
-            // Of the sixteen requests at once that are usual, ministack, one thread, would serve each a sixteenth as fast.
+            // ministack is one thread: sixteen requests at once, as is usual, would each take sixteen times as long.
             let more = if *sink == Sink::Sqs { ", concurrency: 4" } else { "" };
             setup.sink(&format!("{name}: {{ {name}: {{ {} }}, delivery: {{ {delivery}{more} }} }}", inside(*sink)))
         });
@@ -215,8 +215,8 @@ impl AllSinks {
         self.nats_link.garbled() + self.logs.iter().map(LinkLog::garbled).sum::<usize>()
     }
 
-    /// SIGKILL of a sink's server. The receiver goes off the net instead, and ministack, which does not keep over SIGKILL
-    /// all that it has acknowledged, is asked to end.
+    /// SIGKILL of a sink's server. The receiver goes off the net instead, and ministack, which does not keep over
+    /// SIGKILL all that it has acknowledged, is asked to end.
     pub fn end(&self, sink: Sink) {
         match sink {
             Sink::Kafka => self.kafka.kill9(),
@@ -293,8 +293,8 @@ impl AllSinks {
         eventually(DEADLINE, "no answer is owed to the dead one", || self.receiver.in_flight() == 0);
     }
 
-    /// Ends what was done to a sink's link. No connection is left that has lost a part of what passed: neither walgate nor a
-    /// witness could go on with it.
+    /// Ends what was done to a sink's link. No connection is left that has lost a part of what passed: neither walgate
+    /// nor a witness could go on with it.
     #[track_caller]
     pub fn mend(&self, sink: Sink) {
         let link = self.link(sink);
@@ -390,7 +390,7 @@ impl AllSinks {
 
 /// A node with a quorum queue that takes everything.
 fn rabbit() -> Rabbit {
-    // What it has not yet moved to the queue's own files, it keeps in memory: its default is as much as a node here may have.
+    // What is not yet in the queue's own files stands in memory: by default as much as a node may have here.
     let rabbit = Rabbit::with("raft.wal_max_size_bytes = 33554432\n", "", |_| {});
     rabbit.wire("/").declare_queue(EVENTS, &[("x-queue-type", Argument::Text("quorum"))]);
     // RabbitMQ 3.10 was seen not to bring a quorum queue back that was declared a moment before a SIGKILL.

@@ -1,15 +1,15 @@
 //! One event, five real brokers, all at once: walgate is killed ten times and each of the five three times, under load.
 //!
-//! Kafka's broker, nats-server and RabbitMQ's node are killed with SIGKILL and started again on what they had written. Two of
-//! the five cannot be killed so:
+//! Kafka's broker, nats-server and RabbitMQ's node are killed with SIGKILL and started again on what they had written.
+//! Two of the five cannot be killed so:
 //!
-//! - No SQS emulator keeps over SIGKILL all that it has acknowledged (tests/README.md). ministack's fault is a link that
-//!   swallows everything and is cut, and then SIGTERM, at which it writes its queues down, and a start.
-//! - The webhook receiver is the oracle of what it was sent, so its memory must survive: it refuses connections and cuts the
-//!   open ones, and comes back.
+//! - No SQS emulator keeps over SIGKILL all that it has acknowledged (tests/README.md). ministack's fault is a link
+//!   that swallows everything and is cut, and then SIGTERM, at which it writes its queues down, and a start.
+//! - The webhook receiver is the oracle of what it was sent, so its memory must survive: it refuses connections and
+//!   cuts the open ones, and comes back.
 //!
-//! The order of the faults, their places in the work, and the deliveries that a kill of walgate interrupts follow from a
-//! seed. Two brokers may be away at once, and walgate is killed while they are.
+//! The order of the faults and their places in the work follow from a seed; what else happens at such a place, does not.
+//! Two brokers may be away at once, and walgate is killed while they are.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,8 +97,8 @@ impl Nemesis<'_> {
         self.away.lock().expect("the sinks that are away").retain(|other| *other != sink);
     }
 
-    /// Kills walgate with a delivery to this sink under way, or to the next one that is there: one whose answer is lost, or
-    /// which has just left.
+    /// Kills walgate with a delivery to this sink under way, or to the next one that is there: one whose answer is
+    /// lost, or which has just left.
     fn kill(&self, walgate: &mut Walgate, sink: Sink, answer_is_lost: bool) {
         let next = |offset| Sink::ALL[(sink as usize + offset) % Sink::ALL.len()];
         let sink = (0..).map(next).find(|sink| !self.is_away(*sink)).expect("a sink that is there");

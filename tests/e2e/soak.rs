@@ -1,4 +1,5 @@
-//! Faults at random against a fan-out to all five sinks, and a reckoning at the end. Not part of `make test`: `make soak`.
+//! Faults at random against a fan-out to all five sinks, and a reckoning at the end. Not part of `make test`, but
+//! `make soak`.
 //!
 //! `SOAK_MINUTES` is how long (10), `SOAK_SEED` repeats the choice of faults (not their timing).
 
@@ -23,8 +24,8 @@ const AHEAD: usize = 20_000;
 /// KiB that walgate may have, with the client libraries of all five.
 const RESIDENT: u64 = 96 * 1024;
 
-/// Of the sinks: ministack does not keep over SIGKILL all that it has acknowledged, and the receiver's memory is the oracle
-/// of what it was sent; so neither is killed.
+/// Of the sinks: ministack does not keep over SIGKILL all that it has acknowledged, and the receiver's memory is the
+/// oracle of what it was sent; so neither is killed.
 const FAULTS: [&str; 25] = [
     "walgate: KILL",
     "walgate: TERM",
@@ -69,8 +70,8 @@ impl Soak<'_> {
     }
 
     /// A PostgreSQL that ends forgets the slot's newest position (up to version 16 after a clean shutdown too). walgate
-    /// tells it again, but for a walgate that is terminated before it has a connection again: only then may the next one
-    /// begin lower.
+    /// tells it again, but for a walgate that is terminated before it has a connection again: only then may the next
+    /// one begin lower.
     fn note_end(&self) {
         let (said, confirmed) = (self.all.witness.flush(), self.all.database.confirmed_when_released());
         if confirmed < said {

@@ -1,5 +1,5 @@
-//! The witness on the Kafka link: a proxy that reads Produce requests and their answers, by hand. What was produced, and
-//! when the broker acknowledged it, is read here, and not from walgate.
+//! The witness on the Kafka link: a proxy that reads Produce requests and their answers, by hand. What was produced,
+//! and when the broker acknowledged it, is read here, and not from walgate.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -167,8 +167,8 @@ pub struct Kept {
     pub hash: String,
 }
 
-/// Compares what a broker holds with what was committed: every event, whole and with its key, nothing else, and the messages
-/// of a key in an order that never skips forward (I3). The number of repeats, or the first fault.
+/// Compares what a broker holds with what was committed: every event, whole and with its key, nothing else, and the
+/// messages of a key in an order that never skips forward (I3). The number of repeats, or the first fault.
 pub fn judge_kept(committed: &[Committed], kept: &[Kept]) -> Result<usize, String> {
     let by_id: HashMap<&str, &Committed> = committed.iter().map(|event| (event.id.as_str(), event)).collect();
     let mut highest: HashMap<&str, u64> = HashMap::new();

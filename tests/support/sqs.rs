@@ -1,5 +1,5 @@
-//! SQS servers as child processes: ministack, and ElasticMQ for what ministack lets pass. Queues are made, filled and read
-//! over HTTP by hand.
+//! SQS servers as child processes: ministack, and ElasticMQ for what ministack lets pass. Queues are made, filled and
+//! read over HTTP by hand.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -252,8 +252,8 @@ impl Server {
         taken
     }
 
-    /// Receives ten messages at the most, gives them to `keep`, and deletes them: only then is what follows them in their
-    /// groups handed out. Whether there were any.
+    /// Receives ten messages at the most, gives them to `keep`, and deletes them: only then is what follows them in
+    /// their groups handed out. Whether there were any.
     #[track_caller]
     pub fn take_some(&self, url: &str, keep: impl FnOnce(Vec<Stored>)) -> bool {
         let answer = self.call(

@@ -1,5 +1,5 @@
-//! The witness on the SQS link: a proxy that reads HTTP/1.1 and SQS's JSON in both directions, by hand. What was sent, and
-//! when its entry came back as successful, is read here, and not from walgate.
+//! The witness on the SQS link: a proxy that reads HTTP/1.1 and SQS's JSON in both directions, by hand. What was sent,
+//! and when its entry came back as successful, is read here, and not from walgate.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
-//! The witnesses on the links of Kafka, RabbitMQ and SQS, before anything is measured with them: between ends that say what
-//! a test has written down for them.
+//! The witnesses on the links of Kafka, RabbitMQ and SQS, before anything is measured with them: between ends that say
+//! what a test has written down for them.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
