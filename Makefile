@@ -28,7 +28,7 @@ test: setup ## every test, against real servers
 test-matrix: setup ## the end-to-end tests on PostgreSQL 14, 16, 17, 18, nats-server 2.15, Kafka 3.9, RabbitMQ 4.0 (PG="18 14" FILTER=nats)
 	@tests/matrix.sh
 
-soak: setup ## faults at random against a fan-out to two sinks (SOAK_MINUTES=10 SOAK_SEED=1)
+soak: setup ## faults at random against a fan-out to all five sinks (SOAK_MINUTES=10 SOAK_SEED=1)
 	SOAK_MINUTES=$${SOAK_MINUTES:-10} $(CARGO) test --locked --features full --test e2e -- --ignored --nocapture soak
 
 fuzz: ## 100,000,000 random templates (FUZZ_RUNS=100000000 FUZZ_SEED=1)

@@ -8,6 +8,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
+mod all_sinks;
 #[cfg(feature = "nats")]
 mod both;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
@@ -25,6 +27,8 @@ mod docker;
 mod envelopes;
 #[cfg(feature = "nats")]
 mod fanout;
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
+mod five;
 mod hostile;
 mod impostors;
 #[cfg(feature = "webhook")]
@@ -43,12 +47,14 @@ mod routing;
 mod secrets;
 mod shipped;
 mod skeleton;
-#[cfg(feature = "nats")]
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod soak;
 mod source_faults;
 #[cfg(feature = "sqs")]
 mod sqs;
 mod streams;
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
+mod tasks;
 mod wal_positions;
 #[cfg(feature = "webhook")]
 mod webhook;

@@ -94,6 +94,29 @@ impl Cursor<'_> {
     }
 }
 
+/// Size of the body that follows, and the message with its properties.
+pub fn content_header(header: &[u8]) -> (usize, Stored) {
+    let mut message = Stored::default();
+    let mut cursor = Cursor(header);
+    cursor.take(4);
+    let size = cursor.number(8) as usize;
+    let flags = cursor.number(2);
+    for bit in (2..16).rev().filter(|bit| flags & (1 << bit) != 0) {
+        match bit {
+            15 => message.content_type = Some(cursor.short()),
+            13 => message.headers = cursor.table(),
+            12 => message.delivery_mode = Some(cursor.number(1) as u8),
+            11 => drop(cursor.number(1)),
+            7 => message.message_id = Some(cursor.short()),
+            6 => message.timestamp = Some(cursor.number(8)),
+            5 => message.kind = Some(cursor.short()),
+            3 => message.app_id = Some(cursor.short()),
+            _ => drop(cursor.short()),
+        }
+    }
+    (size, message)
+}
+
 fn short(out: &mut Vec<u8>, text: &str) {
     out.push(u8::try_from(text.len()).expect("a short string"));
     out.extend_from_slice(text.as_bytes());
@@ -271,13 +294,42 @@ impl Wire {
         cursor.number(4)
     }
 
-    /// Takes everything out of a queue, in its order.
+    /// Takes everything out of a queue, in its order, whoever fills it.
     #[track_caller]
     pub fn take_all(&mut self, queue: &str) -> Vec<Stored> {
         let mut taken = Vec::new();
         while let Some(message) = self.take(queue) {
             taken.push(message);
         }
+        taken
+    }
+
+    /// The same, as a consumer and so much faster, for a queue that nobody fills any more.
+    #[track_caller]
+    pub fn drain(&mut self, queue: &str) -> Vec<Stored> {
+        let count = self.count(queue);
+        let mut arguments = vec![0, 0];
+        short(&mut arguments, queue);
+        short(&mut arguments, "drain");
+        // No acknowledgement is asked for.
+        arguments.push(2);
+        table(&mut arguments, &[]);
+        self.send(1, 60, 20, &arguments);
+        self.method(60, 21);
+        let delivered = (0..count).map(|_| {
+            let delivery = self.method(60, 60);
+            let mut cursor = Cursor(&delivery);
+            cursor.short();
+            cursor.take(9);
+            self.content(&mut cursor)
+        });
+        let mut taken: Vec<Stored> = delivered.collect();
+        let mut arguments = Vec::new();
+        short(&mut arguments, "drain");
+        arguments.push(0);
+        self.send(1, 60, 30, &arguments);
+        self.method(60, 31);
+        taken.extend(self.take_all(queue));
         taken
     }
 
@@ -296,31 +348,21 @@ impl Wire {
         assert_eq!(found, (60, 71), "{}", String::from_utf8_lossy(&answer));
         let mut cursor = Cursor(&answer);
         cursor.take(9);
-        let mut message = Stored { exchange: cursor.short(), routing_key: cursor.short(), ..Stored::default() };
+        Some(self.content(&mut cursor))
+    }
+
+    /// The message that follows; `place` has its exchange and its routing key.
+    fn content(&mut self, place: &mut Cursor<'_>) -> Stored {
+        let (exchange, routing_key) = (place.short(), place.short());
         let (kind, header) = self.frame();
         assert_eq!(kind, 2, "a content header");
-        let mut cursor = Cursor(&header);
-        cursor.take(4);
-        let size = cursor.number(8) as usize;
-        let flags = cursor.number(2);
-        for bit in (2..16).rev().filter(|bit| flags & (1 << bit) != 0) {
-            match bit {
-                15 => message.content_type = Some(cursor.short()),
-                13 => message.headers = cursor.table(),
-                12 => message.delivery_mode = Some(cursor.number(1) as u8),
-                11 => drop(cursor.number(1)),
-                7 => message.message_id = Some(cursor.short()),
-                6 => message.timestamp = Some(cursor.number(8)),
-                5 => message.kind = Some(cursor.short()),
-                3 => message.app_id = Some(cursor.short()),
-                _ => drop(cursor.short()),
-            }
-        }
+        let (size, properties) = content_header(&header);
+        let mut message = Stored { exchange, routing_key, ..properties };
         while message.data.len() < size {
             let (kind, body) = self.frame();
             assert_eq!(kind, 3, "a content body");
             message.data.extend(body);
         }
-        Some(message)
+        message
     }
 }

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "rabbitmq")]
 pub mod amqp_wire;
+#[cfg(feature = "rabbitmq")]
+pub mod amqp_witness;
 pub mod clock;
 pub mod database;
 pub mod dns;
@@ -21,6 +23,9 @@ mod kafka_java;
 pub mod kafka_records;
 #[cfg(feature = "kafka")]
 pub mod kafka_wire;
+#[cfg(feature = "kafka")]
+pub mod kafka_witness;
+pub mod link_log;
 pub mod listen;
 pub mod lsn;
 pub mod namespace;
@@ -42,6 +47,8 @@ pub mod receiver;
 pub mod sql;
 #[cfg(feature = "sqs")]
 pub mod sqs;
+#[cfg(feature = "sqs")]
+pub mod sqs_witness;
 pub mod wait;
 pub mod walgate;
 pub mod witness;
@@ -50,3 +57,5 @@ pub mod witness;
 mod kafka_self_tests;
 mod planted;
 mod self_tests;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "sqs"))]
+mod witness_self_tests;

@@ -158,6 +158,42 @@ pub fn assert_reconciled(committed: &[Committed], receipts: &[Receipt]) -> usize
     verdict.duplicates
 }
 
+/// A message that a broker holds, as a reader of its own has found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub id: String,
+    pub key: Option<String>,
+    /// SHA-256 of the payload, in hex.
+    pub hash: String,
+}
+
+/// Compares what a broker holds with what was committed: every event, whole and with its key, nothing else, and the
+/// messages of a key in an order that never skips forward (I3). The number of repeats, or the first fault.
+pub fn judge_kept(committed: &[Committed], kept: &[Kept]) -> Result<usize, String> {
+    let by_id: HashMap<&str, &Committed> = committed.iter().map(|event| (event.id.as_str(), event)).collect();
+    let mut highest: HashMap<&str, u64> = HashMap::new();
+    let mut seen = HashSet::with_capacity(committed.len());
+    for (place, message) in kept.iter().enumerate() {
+        let event = by_id.get(message.id.as_str()).ok_or_else(|| format!("a phantom at place {place}: {message:?}"))?;
+        if (&message.hash, &message.key) != (&event.hash, &event.key) {
+            return Err(format!("altered at place {place}: {message:?} of {event:?}"));
+        }
+        if let Some(key) = &event.key {
+            let highest = highest.entry(key).or_default();
+            if event.n > *highest + 1 {
+                return Err(format!("a skip, key {key}: {} after {highest}, at place {place}: {message:?}", event.n));
+            }
+            *highest = event.n.max(*highest);
+        }
+        seen.insert(message.id.as_str());
+    }
+    let missing: Vec<&str> = by_id.keys().filter(|id| !seen.contains(**id)).copied().collect();
+    if missing.is_empty() {
+        return Ok(kept.len() - seen.len());
+    }
+    Err(format!("{} of {} events are missing: {:?}", missing.len(), committed.len(), &missing[..missing.len().min(10)]))
+}
+
 /// Judges what was confirmed on the wire (O4, I4, I5, I6, T5). `settled` says when an event was acknowledged by every
 /// sink that it is routed to; `confirmed_before` is what the slot had confirmed before the first connection.
 pub fn judge_wire(log: &Log, confirmed_before: Lsn, settled: impl Fn(&str) -> Option<Tick>) -> Vec<String> {

@@ -155,6 +155,11 @@ impl Rabbit {
         assert!(process.reap(wait::DEADLINE).is_some(), "RabbitMQ did not end");
     }
 
+    /// STOP and CONT.
+    pub fn signal(&self, signal: Signal) {
+        self.process.lock().expect("the node's process").as_ref().expect("a running node").signal(signal);
+    }
+
     /// What it has logged and said.
     pub fn log(&self) -> String {
         let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::database::Database;
 use super::lsn::Lsn;
-use super::oracle::{self, Committed};
+use super::oracle::{self, Committed, Kept};
 use super::pgwire::{self, Change, Framer, Heard};
 use super::postgres::{self, Options, PASSWORD, Postgres, ROLE};
 use super::processes::Process;
@@ -411,6 +411,37 @@ fn the_oracle_finds_what_is_missing_phantom_altered_and_out_of_order() {
     assert_eq!(verdict.missing, ["e4"]);
     let found = (verdict.phantoms.len(), verdict.altered.len(), verdict.skips.len(), verdict.duplicates);
     assert_eq!(found, (1, 1, 1, 0), "{verdict}");
+}
+
+#[test]
+fn what_a_broker_holds_is_compared_with_what_was_committed() {
+    let committed = |id: &str, key: Option<&str>, n| Committed {
+        id: id.to_owned(),
+        key: key.map(str::to_owned),
+        n,
+        hash: format!("of {id}"),
+    };
+    let all = [committed("a1", Some("a"), 1), committed("a2", Some("a"), 2), committed("x", None, 0)];
+    let kept = |id: &str| Kept {
+        id: id.to_owned(),
+        key: Some("a".to_owned()).filter(|_| id.starts_with('a')),
+        hash: format!("of {id}"),
+    };
+    let judge = |ids: &[&str]| oracle::judge_kept(&all, &ids.iter().map(|id| kept(id)).collect::<Vec<_>>());
+    assert_eq!(judge(&["x", "a1", "a2"]), Ok(0));
+    assert_eq!(judge(&["a1", "a2", "a1", "x", "a2"]), Ok(2), "a repeat in its place is no fault");
+    for (ids, fault) in [
+        (&["a1", "x"][..], "1 of 3 events are missing"),
+        (&["a1", "a2", "x", "a3"], "a phantom at place 3"),
+        (&["a2", "a1", "a2", "x"], "a skip, key a: 2 after 0"),
+    ] {
+        let found = judge(ids).expect_err(fault);
+        assert!(found.starts_with(fault), "{found}");
+    }
+    let altered = [Kept { hash: "other".to_owned(), ..kept("a1") }, Kept { key: None, ..kept("a1") }];
+    for message in altered {
+        assert!(oracle::judge_kept(&all, &[message]).expect_err("altered").starts_with("altered at place 0"));
+    }
 }
 
 #[test]

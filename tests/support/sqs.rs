@@ -1,5 +1,5 @@
-//! SQS servers as child processes: ministack, and ElasticMQ for what ministack lets pass. Queues are made, filled and read
-//! over HTTP by hand.
+//! SQS servers as child processes: ministack, and ElasticMQ for what ministack lets pass. Queues are made, filled and
+//! read over HTTP by hand.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -168,6 +168,11 @@ impl Server {
         assert!(process.reap(wait::DEADLINE).is_some(), "the SQS server did not end");
     }
 
+    /// STOP and CONT.
+    pub fn signal(&self, signal: Signal) {
+        self.process.lock().expect("the server's process").as_ref().expect("a running server").signal(signal);
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
@@ -243,31 +248,38 @@ impl Server {
     pub fn take_all(&self, name: &str) -> Vec<Stored> {
         let url = self.url(name);
         let mut taken = Vec::new();
-        loop {
-            let answer = self.call(
-                "ReceiveMessage",
-                &json!({
-                    "QueueUrl": url,
-                    "MaxNumberOfMessages": 10,
-                    "AttributeNames": ["All"],
-                    "MessageAttributeNames": ["All"],
-                    "VisibilityTimeout": 600,
-                    "WaitTimeSeconds": 0,
-                }),
-            );
-            let messages = answer["Messages"].as_array().cloned().unwrap_or_default();
-            if messages.is_empty() {
-                return taken;
-            }
-            let entries: Vec<Value> = messages
-                .iter()
-                .enumerate()
-                .map(|(id, message)| json!({ "Id": id.to_string(), "ReceiptHandle": message["ReceiptHandle"] }))
-                .collect();
-            let answer = self.call("DeleteMessageBatch", &json!({ "QueueUrl": url, "Entries": entries }));
-            assert!(answer["Failed"].as_array().is_none_or(Vec::is_empty), "{answer}");
-            taken.extend(messages.iter().map(stored));
+        while self.take_some(&url, |some| taken.extend(some)) {}
+        taken
+    }
+
+    /// Receives ten messages at the most, gives them to `keep`, and deletes them: only then is what follows them in
+    /// their groups handed out. Whether there were any.
+    #[track_caller]
+    pub fn take_some(&self, url: &str, keep: impl FnOnce(Vec<Stored>)) -> bool {
+        let answer = self.call(
+            "ReceiveMessage",
+            &json!({
+                "QueueUrl": url,
+                "MaxNumberOfMessages": 10,
+                "AttributeNames": ["All"],
+                "MessageAttributeNames": ["All"],
+                "VisibilityTimeout": 600,
+                "WaitTimeSeconds": 0,
+            }),
+        );
+        let messages = answer["Messages"].as_array().cloned().unwrap_or_default();
+        if messages.is_empty() {
+            return false;
         }
+        keep(messages.iter().map(stored).collect());
+        let entries: Vec<Value> = messages
+            .iter()
+            .enumerate()
+            .map(|(id, message)| json!({ "Id": id.to_string(), "ReceiptHandle": message["ReceiptHandle"] }))
+            .collect();
+        let answer = self.call("DeleteMessageBatch", &json!({ "QueueUrl": url, "Entries": entries }));
+        assert!(answer["Failed"].as_array().is_none_or(Vec::is_empty), "{answer}");
+        true
     }
 }
 

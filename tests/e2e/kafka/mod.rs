@@ -137,3 +137,8 @@ fn assert_passed_are_stored(rig: &Rig, flush: Lsn, stored: &[Record]) {
 fn assert_flushes(rig: &Rig) {
     oracle::assert_wire(&rig.witness.log(), rig.confirmed_before, |_| Some(0));
 }
+
+#[test]
+fn the_example_and_the_reference_are_true() {
+    crate::shipped::assert_true("kafka", "events", include_str!("../../../examples/kafka.yaml"), &[]);
+}
