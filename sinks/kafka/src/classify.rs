@@ -38,11 +38,6 @@ pub(crate) fn class_of(code: Code) -> Class {
         | Code::PurgeInflight
         | Code::Fatal
         | Code::GaplessGuarantee
-        | Code::OutOfOrderSequenceNumber
-        | Code::UnknownProducerId
-        | Code::InvalidProducerEpoch
-        | Code::ProducerFenced
-        | Code::Fenced
         | Code::InvalidDifferentRecord
         | Code::BrokerDestroy => Class::Lost,
         _ => Class::Passing,

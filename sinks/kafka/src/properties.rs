@@ -66,6 +66,14 @@ const UNSAFE: [&str; 3] = ["acks", "request.required.acks", "enable.idempotence"
 
 /// Every fault of `properties`, and of what is made out of the other keys.
 pub(crate) fn check(config: &KafkaConfig, issues: &mut Vec<ConfigIssue>) {
+    let mut oidc = ClientConfig::new();
+    oidc.set_log_level(RDKafkaLogLevel::Warning);
+    oidc.set("sasl.oauthbearer.method", "oidc");
+    if config.sasl.as_ref().is_some_and(|sasl| sasl.oidc.is_some()) && oidc.create_native_config().is_err() {
+        let message = "it is not compiled in: build walgate with `--features kafka-oidc` where libcurl's headers are, or \
+                       give `token_file`";
+        issues.push(issue(&["sasl", "oidc"], message));
+    }
     let found = issues.len();
     for name in config.properties.keys() {
         if let Some(why) = refused(name, config.unsafe_acks) {

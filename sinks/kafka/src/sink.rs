@@ -224,12 +224,14 @@ impl KafkaSink {
         let (mut downs, mut acknowledged) = (before.down, 0);
         loop {
             let full = !self.queue(&generation, &flight, &mut left, batch, report);
-            self.take_faults(&flight, records, report, &mut suspects);
-            if left.is_empty() && flight.waiting() == 0 && suspects.is_empty() && generation.is_sound() {
+            let faults = flight.faults();
+            // Reports on what a fatal error has taken may come before it is told.
+            let ended = !generation.is_sound() || (!faults.is_empty() && generation.fatal().is_some());
+            self.judge(faults, ended, records, report, &mut suspects);
+            if !ended && left.is_empty() && flight.waiting() == 0 && suspects.is_empty() {
                 return Flown::Done;
             }
-            // A refusal is fatal to an idempotent producer, and told before that.
-            if !generation.is_sound() || (!suspects.is_empty() && generation.fatal().is_some()) {
+            if ended {
                 return self.after_the_end(&generation, &flight, records, report, suspects, deadline).await;
             }
             if left.is_empty() && flight.waiting() == 0 {
@@ -291,24 +293,27 @@ impl KafkaSink {
         true
     }
 
-    fn take_faults(
+    /// Marks what became of records that were not accepted; whose set alone is to blame is left for later, and so is what
+    /// was lost with a producer that has `ended`.
+    fn judge(
         &self,
-        flight: &Flight,
+        faults: Vec<(usize, RDKafkaErrorCode)>,
+        ended: bool,
         records: &[Numbered],
         report: &DeliveryReport,
         suspects: &mut Vec<(usize, RDKafkaErrorCode)>,
     ) {
-        for (index, code) in flight.faults() {
+        for (index, code) in faults {
             let Ok(place) = records.binary_search_by_key(&index, |(index, _)| *index) else { continue };
             let Some((_, record)) = records.get(place) else { continue };
             match class_of(code) {
                 Class::Content(_) => suspects.push((index, code)),
-                Class::Lost => {}
+                Class::Lost if ended => {}
                 Class::NoTopic | Class::Denied => {
                     self.topics.forget(&record.topic);
                     report.mark(index, self.sent(&record.topic).refused(code));
                 }
-                Class::Passing => report.mark(index, self.sent(&record.topic).refused(code)),
+                Class::Lost | Class::Passing => report.mark(index, self.sent(&record.topic).refused(code)),
             }
         }
     }
@@ -330,7 +335,7 @@ impl KafkaSink {
             () = generation.gone() => {}
             () = sleep_until(deadline) => {}
         }
-        self.take_faults(flight, records, report, &mut suspects);
+        self.judge(flight.faults(), true, records, report, &mut suspects);
         tracing::debug!(sink = %self.name, "the producer has ended: {failure}");
         if suspects.is_empty() { Flown::Failed(failure) } else { Flown::Suspected(suspects, failure) }
     }

@@ -164,3 +164,36 @@ fn g8_a_token_that_has_expired_is_told_by_its_file_and_a_new_one_heals() {
     rig.wait_confirmed(&mut walgate, &id);
     assert_eq!(assert_stored(&rig.committed(), &kafka.wire().read_all(&topic)), 0);
 }
+
+/// In a build with `--features full,kafka-oidc`.
+#[cfg(feature = "kafka-oidc")]
+#[test]
+fn tokens_come_from_a_provider() {
+    use crate::support::receiver::{Receiver, reply};
+
+    let (rig, kafka) = (Rig::new(), strict());
+    let (topic, provider) = (kafka.topic(1), Receiver::unsigned());
+    provider.script(|request| {
+        let grant =
+            serde_json::json!({ "access_token": token("walgate", LONG), "expires_in": 3600, "token_type": "Bearer" });
+        match request.path {
+            "/token" => reply(200).header("content-type", "application/json").body(grant.to_string()).into(),
+            _ => reply(404).into(),
+        }
+    });
+    let oidc = |path: &str| {
+        let url = format!("http://127.0.0.1:{}{path}", provider.port());
+        format!(
+            ", topic: \"{topic}\", sasl: {{ mechanism: oauthbearer, oidc: {{ token_url: {url:?}, client_id: shop, \
+             client_secret: hunter2-hunter2 }} }}"
+        )
+    };
+    let port = kafka.ports().sasl;
+    check(&rig.source().sink(&bus(port, &oidc("/nothing"), super::IMPATIENT)).route("**", "bus"))
+        .expect(3, &["does not accept the credentials"]);
+    let mut walgate =
+        Walgate::run(&rig.source().sink(&bus(port, &oidc("/token"), super::IMPATIENT)).route("**", "bus"));
+    let id = rig.insert("k");
+    rig.wait_confirmed(&mut walgate, &id);
+    assert_eq!(assert_stored(&rig.committed(), &kafka.wire().read_all(&topic)), 0);
+}

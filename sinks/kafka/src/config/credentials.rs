@@ -96,9 +96,6 @@ impl SaslConfig {
             }
         }
         if let Some(oidc) = &self.oidc {
-            if !cfg!(feature = "oidc") {
-                at("oidc", "it is not compiled in: build walgate with `--features kafka-oidc`, or give `token_file`");
-            }
             if !oidc.token_url.starts_with("https://") && !oidc.token_url.starts_with("http://") {
                 issues.push(issue(&["sasl", "oidc", "token_url"], "it must be an http:// or https:// address"));
             }

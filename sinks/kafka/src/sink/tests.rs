@@ -142,6 +142,21 @@ async fn k3_a_denied_topic_is_no_events_fault_where_all_go_there() {
 }
 
 #[tokio::test]
+async fn k3_a_right_that_the_producer_lacks_is_told_however_early_it_ends() {
+    let cluster = cluster();
+    let denied = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    cluster.request_errors(rdkafka::types::RDKafkaApiKey::InitProducerId, &[denied; 12]);
+    let sink = sink(&cluster, json!({})).await;
+    for number in 1..10 {
+        let outcomes = deliver(&sink, &[delivery(number, 10)]).await;
+        let Outcome::Failed(why) = &outcomes[0] else { panic!("{outcomes:?}") };
+        assert!(why.kind == FailureKind::Fatal && why.message.contains("grant the user the operation"), "{outcomes:?}");
+    }
+    cluster.clear_request_errors(rdkafka::types::RDKafkaApiKey::InitProducerId);
+    settle(&sink, vec![delivery(1, 10)]).await;
+}
+
+#[tokio::test]
 async fn k5_a_full_queue_is_waited_for_and_keeps_the_order() {
     let cluster = cluster();
     cluster.create_topic("one", 1, 1).unwrap();
