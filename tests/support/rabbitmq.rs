@@ -4,6 +4,7 @@
 //! `WALGATE_TEST_RABBITMQ_ROOT` names a folder with another Debian in it, nodes run from there (`tests/setup.sh rabbitmq`).
 
 use std::fs::File;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,6 +35,8 @@ pub struct Rabbit {
     folder: PathBuf,
     port: u16,
     tls_port: u16,
+    /// Whether it listens there.
+    tls: bool,
     ports: [u16; 3],
     process: Mutex<Option<Process>>,
     _epmd: Process,
@@ -83,7 +86,8 @@ impl Rabbit {
         command.args(["-address", "127.0.0.1", "-port", &ports[0].to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let epmd = Process::spawn(&mut command, Signal::KILL);
-        let rabbit = Rabbit { folder, port, tls_port, ports, process: Mutex::new(None), _epmd: epmd };
+        let tls = lines.contains("{tls_port}");
+        let rabbit = Rabbit { folder, port, tls_port, tls, ports, process: Mutex::new(None), _epmd: epmd };
         rabbit.start_again();
         rabbit
     }
@@ -136,7 +140,9 @@ impl Rabbit {
         self.environment(&mut command);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
         let mut process = Process::spawn(&mut command, Signal::KILL);
-        let speaks = wait::within(3 * wait::DEADLINE, || process.ended().is_some() || speaks(self.port));
+        // The listener for TLS opens a moment later.
+        let open = || !self.tls || TcpStream::connect(("127.0.0.1", self.tls_port)).is_ok();
+        let speaks = wait::within(3 * wait::DEADLINE, || process.ended().is_some() || (speaks(self.port) && open()));
         assert!(speaks && process.ended().is_none(), "RabbitMQ did not start:\n{}", self.log());
         *slot = Some(process);
     }
@@ -232,7 +238,7 @@ fn as_user(program: &str, folder: &Path) -> Command {
 /// Whether a node answers the protocol's header with Connection.Start.
 fn speaks(port: u16) -> bool {
     use std::io::{Read as _, Write as _};
-    let Ok(mut socket) = std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)) else { return false };
+    let Ok(mut socket) = TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)) else { return false };
     let _ = socket.set_read_timeout(Some(std::time::Duration::from_secs(2)));
     let mut first = [0];
     socket.write_all(b"AMQP\x00\x00\x09\x01").is_ok() && socket.read_exact(&mut first).is_ok() && first == [1]

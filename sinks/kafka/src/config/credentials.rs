@@ -95,10 +95,10 @@ impl SaslConfig {
                 at("oidc", "it goes with `mechanism: oauthbearer`");
             }
         }
-        if let Some(oidc) = &self.oidc {
-            if !oidc.token_url.starts_with("https://") && !oidc.token_url.starts_with("http://") {
-                issues.push(issue(&["sasl", "oidc", "token_url"], "it must be an http:// or https:// address"));
-            }
+        if let Some(oidc) = &self.oidc
+            && !["https://", "http://"].iter().any(|scheme| oidc.token_url.starts_with(scheme))
+        {
+            issues.push(issue(&["sasl", "oidc", "token_url"], "it must be an http:// or https:// address"));
         }
     }
 
