@@ -7,7 +7,7 @@
 mod settings;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -77,15 +77,13 @@ impl Lookout {
         Lookout { client, surroundings, place, create }
     }
 
-    /// Looks for topics, and makes those that are missing where that is configured. Settings are read of `settings_of`.
+    /// Looks for topics, and makes those that are missing where that is configured.
     pub(crate) async fn topics(
         &self,
         topics: Vec<ByteString>,
-        settings_of: Option<&str>,
         deadline: tokio::time::Instant,
     ) -> Result<Vec<(ByteString, Found)>, SinkError> {
-        let settings_of = settings_of.map(ByteString::from);
-        self.run(deadline, move |look| look.topics(topics, settings_of.as_deref())).await
+        self.run(deadline, move |look| look.topics(topics)).await
     }
 
     /// Whether a broker answers, and lets the client in.
@@ -200,12 +198,8 @@ impl Look {
     }
 
     /// Looks for all of them at once, so that waiting for one to appear is waiting for all.
-    fn topics(
-        &mut self,
-        mut wanted: Vec<ByteString>,
-        settings_of: Option<&str>,
-    ) -> Result<Vec<(ByteString, Found)>, SinkError> {
-        let mut found = Vec::with_capacity(wanted.len());
+    fn topics(&mut self, mut wanted: Vec<ByteString>) -> Result<Vec<(ByteString, Found)>, SinkError> {
+        let (mut absent, mut there) = (Vec::new(), Vec::new());
         let mut made: HashSet<ByteString> = HashSet::new();
         let appearing = Instant::now() + APPEARING;
         loop {
@@ -214,28 +208,30 @@ impl Look {
                 // One that walgate makes is there soon; one that the brokers may make by themselves, perhaps.
                 let until = if made.contains(&topic) { self.until } else { appearing.min(self.until) };
                 match self.topic(&topic)? {
-                    Seen::There { replicas } => {
-                        let settings = if settings_of == Some(&*topic) { self.settings(&topic) } else { None };
-                        let facts = settings::facts(&topic, replicas, settings.as_ref());
-                        found.push((topic, Found::There(facts)));
-                    }
-                    Seen::Refused(code) => found.push((topic, Found::Not(code))),
+                    Seen::There { replicas } => there.push((topic, replicas)),
+                    Seen::Refused(code) => absent.push((topic, Found::Not(code))),
                     Seen::Missing(_) if self.lookout.create.is_some() && made.insert(topic.clone()) => {
                         self.make(&topic)?;
                         waiting.push(topic);
                     }
-                    Seen::Missing(code) if Instant::now() >= until => found.push((topic, Found::Not(code))),
+                    Seen::Missing(code) if Instant::now() >= until => absent.push((topic, Found::Not(code))),
                     Seen::Starting if Instant::now() >= self.until => return Err(self.lookout.silent()),
                     Seen::Missing(_) | Seen::Starting => waiting.push(topic),
                 }
             }
             if waiting.is_empty() {
-                return Ok(found);
+                break;
             }
             wanted = waiting;
             // Asking does not wait, and the cluster takes a moment to change.
             std::thread::sleep(PAUSE);
         }
+        let settings = self.settings(&there);
+        let known = there.into_iter().map(|(topic, replicas)| {
+            let facts = settings::facts(&topic, replicas, settings.get(&*topic));
+            (topic, Found::There(facts))
+        });
+        Ok(absent.into_iter().chain(known).collect())
     }
 
     fn topic(&mut self, topic: &str) -> Result<Seen, SinkError> {
@@ -299,15 +295,16 @@ impl Look {
         }
     }
 
-    /// The topic's settings; `None` where the brokers do not tell them: the right to ask is none that sending needs.
-    fn settings(&self, topic: &str) -> Option<settings::Settings> {
+    /// The topics' settings, where the brokers tell them: the right to ask is none that sending needs.
+    fn settings(&self, topics: &[(ByteString, usize)]) -> HashMap<String, settings::Settings> {
         // The administration's client reads no tokens of a file.
-        if self.lookout.surroundings.token.is_some() {
-            return None;
+        if self.lookout.surroundings.token.is_some() || topics.is_empty() {
+            return HashMap::new();
         }
-        let admin = self.admin().ok()?;
+        let Ok(admin) = self.admin() else { return HashMap::new() };
         // They are good to know, and nothing that a delivery must wait long for.
         let options = AdminOptions::new().request_timeout(Some(self.left() / 4));
-        settings::read(&self.runtime, &admin, topic, &options)
+        let topics: Vec<&str> = topics.iter().map(|(topic, _)| &**topic).collect();
+        settings::read(&self.runtime, &admin, &topics, &options)
     }
 }

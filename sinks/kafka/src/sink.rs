@@ -172,7 +172,7 @@ impl KafkaSink {
             }
         }
         if !unknown.is_empty() {
-            for (topic, found) in self.lookout.topics(unknown, self.fixed.as_deref(), deadline).await? {
+            for (topic, found) in self.lookout.topics(unknown, deadline).await? {
                 let what = match found {
                     Found::There(facts) => Known::There(Arc::new(facts)),
                     Found::Not(code) => Known::Absent(code),
@@ -421,7 +421,7 @@ impl Sink for KafkaSink {
         }
         let deadline = Instant::now() + self.timeout;
         let Some(topic) = self.fixed.as_deref() else { return self.lookout.cluster(deadline).await };
-        let found = self.lookout.topics(vec![ByteString::from(topic)], Some(topic), deadline).await?;
+        let found = self.lookout.topics(vec![ByteString::from(topic)], deadline).await?;
         match found.into_iter().next() {
             Some((topic, Found::There(facts))) => {
                 self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&facts.warnings);

@@ -91,7 +91,7 @@ fn k3_missing_topics_are_made_as_configured() {
          VALUES ('{named}', 'k0', jsonb_build_object('pad', repeat('x', 3000))) RETURNING id"
     ));
     rig.wait_confirmed(&mut walgate, &large);
-    walgate.wait_log(&[&named, "does not take a record of this size"]);
+    walgate.wait_log(&[&named, "(its `max.message.bytes`): raise it there"]);
     assert_eq!(partitions(&mut wire, &named), 5);
     let stored = wire.read_all(&named);
     assert_eq!((stored.len(), stored[0].id()), (1, &*small));

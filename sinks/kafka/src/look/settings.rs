@@ -1,8 +1,10 @@
 //! A topic's settings, and what in them may cost events that were acknowledged.
 
+use std::collections::HashMap;
+
 use rdkafka::{
     ClientContext,
-    admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier},
+    admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier},
 };
 use tokio::runtime::Handle;
 
@@ -17,15 +19,20 @@ pub(super) struct Settings {
     compacted: bool,
 }
 
+/// The settings of these topics, as far as the brokers tell them.
 pub(super) fn read<C: ClientContext>(
     runtime: &Handle,
     admin: &AdminClient<C>,
-    topic: &str,
+    topics: &[&str],
     options: &AdminOptions,
-) -> Option<Settings> {
-    let asked = [ResourceSpecifier::Topic(topic)];
-    let described = runtime.block_on(admin.describe_configs(&asked, options)).ok()?;
-    described.into_iter().next()?.ok().map(|described| Settings::of(&described))
+) -> HashMap<String, Settings> {
+    let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let described = runtime.block_on(admin.describe_configs(&asked, options)).unwrap_or_default();
+    let of_topic = |described: ConfigResource| match &described.specifier {
+        OwnedResourceSpecifier::Topic(topic) => Some((topic.clone(), Settings::of(&described))),
+        _ => None,
+    };
+    described.into_iter().flatten().filter_map(of_topic).collect()
 }
 
 impl Settings {
