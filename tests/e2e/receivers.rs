@@ -6,7 +6,7 @@ use crate::rig::Rig;
 use crate::support::oracle;
 use crate::support::proxy::Proxy;
 use crate::support::receiver::{Answer, Receiver, ok, reply};
-use crate::support::wait::watch_for;
+use crate::support::wait::{DEADLINE, eventually, watch_for};
 use crate::support::walgate::Walgate;
 
 /// The inside of `delivery: { }` with a short attempt.
@@ -246,5 +246,24 @@ fn g1_a_receiver_that_is_down_is_found_again() {
     watch_for(Duration::from_millis(500));
     rig.receiver.come_back();
     rig.wait_confirmed(&mut walgate, &second);
+    rig.assert_all();
+}
+
+#[test]
+fn g7_acknowledgements_out_of_order_confirm_nothing_before_the_oldest() {
+    let rig = Rig::new();
+    let mut walgate = rig.run();
+    rig.receiver.hold();
+    let ids: Vec<String> = (0..10).map(|number| rig.insert(&format!("k{number}"))).collect();
+    eventually(DEADLINE, "all are on their way at once", || ids.iter().all(|id| rig.receiver.has(id)));
+    // From the last to the second: each counts for itself, and the checkpoint waits for the first.
+    for id in ids[1..].iter().rev() {
+        rig.receiver.release(id);
+    }
+    eventually(DEADLINE, "all but the first are acknowledged", || rig.receiver.settled_count() == ids.len() - 1);
+    rig.assert_not_passed(&ids[0]);
+    rig.receiver.release(&ids[0]);
+    rig.wait_confirmed(&mut walgate, &ids[9]);
+    rig.receiver.release_all();
     rig.assert_all();
 }

@@ -133,7 +133,7 @@ fn a_fifo_queue_keeps_every_key_in_order_over_kills_and_restarts() {
 }
 
 #[test]
-fn lost_answers_are_repeated_with_the_same_ids_g2() {
+fn g2_q5_lost_answers_are_repeated_with_the_same_ids() {
     // A window so short that the repeats are stored, and seen.
     let window = Some(Duration::from_millis(10));
     let (rig, server) = (Rig::new(), Server::with(Options { dedup_window: window, ..Options::default() }));

@@ -26,7 +26,10 @@ pub struct Options {
 
 enum Kind {
     Ministack(Options),
-    ElasticMq,
+    ElasticMq {
+        /// Whether it writes down what its queues hold.
+        keeps: bool,
+    },
 }
 
 /// See the module. What its queues hold outlives [`Server::stop`].
@@ -71,7 +74,12 @@ impl Server {
     /// A shared ElasticMQ.
     pub fn elasticmq() -> &'static Server {
         static SHARED: OnceLock<Server> = OnceLock::new();
-        SHARED.get_or_init(|| Server::start(Kind::ElasticMq))
+        SHARED.get_or_init(|| Server::start(Kind::ElasticMq { keeps: false }))
+    }
+
+    /// An ElasticMQ of the test's own, whose queues outlive [`Server::stop`].
+    pub fn lasting_elasticmq() -> Server {
+        Server::start(Kind::ElasticMq { keeps: true })
     }
 
     fn start(kind: Kind) -> Server {
@@ -103,7 +111,7 @@ impl Server {
         let log = File::options().append(true).create(true).open(self.folder.join("log")).expect("a log");
         let (mut command, ready) = match &self.kind {
             Kind::Ministack(options) => (self.ministack(options), "/_ministack/health"),
-            Kind::ElasticMq => (self.elastic(), "/?Action=ListQueues"),
+            Kind::ElasticMq { keeps } => (self.elastic(*keeps), "/?Action=ListQueues"),
         };
         command.current_dir(&self.folder).stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
         let mut process = Process::spawn(&mut command, Signal::TERM);
@@ -143,15 +151,21 @@ impl Server {
         command
     }
 
-    fn elastic(&self) -> Command {
-        let port = self.port;
-        let text = format!(
+    fn elastic(&self, keeps: bool) -> Command {
+        let (port, folder) = (self.port, self.folder.display());
+        let mut text = format!(
             "include classpath(\"application.conf\")\n\
              node-address {{ protocol = http, host = \"127.0.0.1\", port = {port}, context-path = \"\" }}\n\
              rest-sqs {{ enabled = true, bind-hostname = \"127.0.0.1\", bind-port = {port}, sqs-limits = strict }}\n\
              rest-stats {{ enabled = false }}\ngenerate-node-address = false\n\
              aws {{ region = us-east-1, accountId = 000000000000 }}\n"
         );
+        if keeps {
+            text.push_str(&format!(
+                "queues-storage {{ enabled = true, path = \"{folder}/queues.conf\" }}\n\
+                 messages-storage {{ enabled = true, uri = \"jdbc:h2:{folder}/messages\" }}\n"
+            ));
+        }
         let config = self.folder.join("elasticmq.conf");
         std::fs::write(&config, text).expect("elasticmq.conf");
         let mut command = Command::new("java");

@@ -167,3 +167,60 @@ impl Drop for Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use walgate_sink::{Delivery, Event, Lsn, Outcome, Position, Target};
+
+    use super::*;
+
+    fn identity(number: u64) -> Identity {
+        let mut event = Event::new(format!("e{number}"), "a");
+        event.position = Position { commit_lsn: Lsn(number), ordinal: 0 };
+        Identity::of(&Delivery {
+            dedup_id: event.id.clone(),
+            event,
+            target: Target::new(&[], []),
+            ordering_key: None,
+            attempt: 1,
+        })
+    }
+
+    #[test]
+    fn g7_reports_in_any_order_and_in_bulk_count_for_their_own_delivery() {
+        let (flights, report) = (Arc::new(Flights::default()), DeliveryReport::new(6));
+        let flight = flights.open(&report);
+        let sequences: Vec<u64> = (0..6).map(|index| flight.take(identity(index as u64), index).unwrap()).collect();
+        let known = |report: &DeliveryReport| -> Vec<usize> {
+            let outcomes = report.outcomes().into_iter().enumerate();
+            outcomes.filter(|(_, outcome)| *outcome != Outcome::Unknown).map(|(index, _)| index).collect()
+        };
+        flights.reported(sequences[4], Ok(()));
+        assert_eq!((known(&report), flight.waiting()), (vec![4], 5));
+        // The same again, and one that nobody has sent, count for nothing.
+        flights.reported(sequences[4], Ok(()));
+        flights.reported(77, Ok(()));
+        assert_eq!((known(&report), flight.waiting()), (vec![4], 5));
+        flights.reported(sequences[1], Err(RDKafkaErrorCode::MessageSizeTooLarge));
+        for sequence in [5, 3, 2, 0] {
+            flights.reported(sequences[sequence], Ok(()));
+        }
+        assert_eq!((known(&report), flight.waiting()), (vec![0, 2, 3, 4, 5], 0));
+        assert_eq!(flight.faults(), [(1, RDKafkaErrorCode::MessageSizeTooLarge)]);
+        assert_eq!(flight.acknowledged(), 5);
+    }
+
+    #[test]
+    fn what_comes_when_an_attempt_is_over_is_kept_for_the_next() {
+        let (flights, first, second) = (Arc::new(Flights::default()), DeliveryReport::new(1), DeliveryReport::new(1));
+        let flight = flights.open(&first);
+        let sequence = flight.take(identity(1), 0).unwrap();
+        drop(flight);
+        flights.reported(sequence, Ok(()));
+        assert_eq!(first.outcomes(), [Outcome::Unknown], "its attempt was over");
+        let flight = flights.open(&second);
+        assert_eq!(flight.take(identity(1), 0), None);
+        assert_eq!(second.outcomes(), [Outcome::Acknowledged { duplicate: false }]);
+        assert_eq!((flight.waiting(), flights.held()), (0, 0));
+    }
+}

@@ -1,4 +1,4 @@
-//! ministack with one access key, and a FIFO queue. What it holds is read over HTTP by hand.
+//! ministack with one access key, ElasticMQ, which knows none, and a FIFO queue. What it holds is read over HTTP by hand.
 
 use std::time::Duration;
 
@@ -19,17 +19,32 @@ struct Sqs {
     proxy: Proxy,
     server: Server,
     down: bool,
+    /// Whether it looks at credentials.
+    asks: bool,
+    /// Bytes of a message that it refuses.
+    too_large: usize,
     /// A queue hands a message out once.
     read: Vec<Received>,
 }
 
 impl Sqs {
-    fn start() -> Sqs {
+    fn ministack() -> Sqs {
         // A window so short that repeats are stored, and seen.
         let dedup_window = Some(Duration::from_millis(10));
         let server = Server::with(Options { access_key_id: Some(KEY), dedup_window });
         server.create(QUEUE, &[("MaximumMessageSize", &MAX_MESSAGE.to_string())]);
-        Sqs { proxy: Proxy::to(server.port()), server, down: false, read: Vec::new() }
+        Sqs::of(server, true, MAX_MESSAGE)
+    }
+
+    /// It keeps a limit of a queue's own, and does not hold to it.
+    fn elasticmq() -> Sqs {
+        let server = Server::lasting_elasticmq();
+        server.create(QUEUE, &[]);
+        Sqs::of(server, false, (1 << 20) + 1)
+    }
+
+    fn of(server: Server, asks: bool, too_large: usize) -> Sqs {
+        Sqs { proxy: Proxy::to(server.port()), server, down: false, asks, too_large, read: Vec::new() }
     }
 
     fn with(&self, id: &str) -> Value {
@@ -105,6 +120,9 @@ impl Harness for Sqs {
     }
 
     fn refused(&mut self) -> Result<Refused, Unable> {
+        if !self.asks {
+            return Err(Unable("it does not look at credentials"));
+        }
         Ok(Refused { config: self.with(WRONG), named: format!("127.0.0.1:{}", self.proxy.port()) })
     }
 
@@ -115,7 +133,7 @@ impl Harness for Sqs {
 
     fn carries(&self) -> Carries {
         // Each key is a message group of its own.
-        Carries::default().with_batch_order(false).with_sizes(190_000, Some(MAX_MESSAGE))
+        Carries::default().with_batch_order(false).with_sizes(190_000, Some(self.too_large))
     }
 
     fn secrets(&self) -> Vec<String> {
@@ -130,5 +148,10 @@ impl Harness for Sqs {
 
 #[test]
 fn sqs_conforms() {
-    conformance::run::<SqsFactory>(&mut Sqs::start()).assert_passed();
+    conformance::run::<SqsFactory>(&mut Sqs::ministack()).assert_passed();
+}
+
+#[test]
+fn sqs_conforms_on_elasticmq() {
+    conformance::run::<SqsFactory>(&mut Sqs::elasticmq()).assert_passed();
 }

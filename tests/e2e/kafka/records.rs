@@ -6,7 +6,7 @@ use super::{IMPATIENT, assert_stored, bus, rejected, skipping, to_topic};
 use crate::rig::Rig;
 use crate::support::kafka::{Kafka, topic_name};
 use crate::support::kafka_records::{Record, partition_of};
-use crate::support::wait::DEADLINE;
+use crate::support::wait::{DEADLINE, eventually};
 use crate::support::walgate::Walgate;
 
 #[test]
@@ -182,4 +182,18 @@ fn x7_only_legal_topics_are_ever_made_or_written_to() {
     walgate.terminate();
     let said = walgate.wait_for_end(DEADLINE).output();
     assert!(!said.contains('\u{1b}') && !said.contains('\u{202e}'), "control characters in the log");
+}
+
+#[test]
+fn what_the_client_counts_is_in_the_metrics() {
+    let (rig, kafka) = (Rig::new(), Kafka::shared());
+    let topic = kafka.topic(1);
+    let mut walgate = Walgate::run(&to_topic(&rig, kafka.port(), &topic, ", statistics: 100ms"));
+    let id = rig.insert("k");
+    rig.wait_confirmed(&mut walgate, &id);
+    for name in ["walgate_kafka_sent_records_total", "walgate_kafka_requests_total", "walgate_kafka_brokers_up"] {
+        let counted = || walgate.metric(name, &["sink=\"bus\""]).unwrap_or_default() >= 1.0;
+        eventually(DEADLINE, name, counted);
+    }
+    assert_eq!(walgate.metric("walgate_kafka_held_records", &["sink=\"bus\""]), Some(0.0));
 }
