@@ -3,7 +3,7 @@
 //!
 //! `SOAK_MINUTES` is how long (10), `SOAK_SEED` repeats the choice of faults (not their timing).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -19,8 +19,8 @@ use crate::workload::Stream;
 
 /// Between two transactions of a writer.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Events that the writers may be ahead of the slowest sink.
-const AHEAD: usize = 20_000;
+/// Events that the writers together may be ahead of the slowest sink: what it lacks at the end it still has to take.
+const AHEAD: usize = 3_000;
 /// KiB that walgate may have, with the client libraries of all five.
 const RESIDENT: u64 = 96 * 1024;
 
@@ -196,18 +196,22 @@ fn soak_faults_at_random_lose_nothing_on_any_of_five_sinks() {
         Soak { all: &all, setup: &setup, file: setup.write(), random, counts: [0; FAULTS.len()], ended: None };
     let mut first = soak.run();
     first.eventually("it runs", || all.database.is_streaming());
-    let stop = AtomicBool::new(false);
+    let (stop, written) = (AtomicBool::new(false), [const { AtomicUsize::new(0) }; 3]);
     let mut peak = 0;
     let mut walgate = std::thread::scope(|scope| {
         let mut walgate = first;
         // One key moves one event a round trip of the slowest sink: it gets the less.
-        for (name, keys, batch) in [("one", 1, 3), ("hundred", 100, 20), ("many", 10_000, 20)] {
-            let (all, stop) = (&all, &stop);
+        for (writer, (name, keys, batch)) in
+            [("one", 1, 3), ("hundred", 100, 20), ("many", 10_000, 20)].into_iter().enumerate()
+        {
+            let (all, stop, written) = (&all, &stop, &written);
             scope.spawn(move || {
                 let stream = Stream { name, keys, batch, prepared: true };
                 stream.write(&all.database, 0, |at| {
                     watch_for(PAUSE);
-                    let near = || stop.load(Ordering::SeqCst) || at < all.settled() + AHEAD;
+                    written[writer].store(at, Ordering::SeqCst);
+                    let sum = || written.iter().map(|at| at.load(Ordering::SeqCst)).sum::<usize>();
+                    let near = || stop.load(Ordering::SeqCst) || sum() < all.settled() + AHEAD;
                     while !near() {
                         within(Duration::from_secs(1), near);
                     }
