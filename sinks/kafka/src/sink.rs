@@ -224,17 +224,19 @@ impl KafkaSink {
         let (mut downs, mut acknowledged) = (before.down, 0);
         loop {
             let full = !self.queue(&generation, &flight, &mut left, batch, report);
+            // In this order: once nothing is waited for, every fault is there.
+            let waited = flight.waiting() > 0;
             let faults = flight.faults();
             // Reports on what a fatal error has taken may come before it is told.
             let ended = !generation.is_sound() || (!faults.is_empty() && generation.fatal().is_some());
             self.judge(faults, ended, records, report, &mut suspects);
-            if !ended && left.is_empty() && flight.waiting() == 0 && suspects.is_empty() {
+            if !ended && left.is_empty() && !waited && suspects.is_empty() {
                 return Flown::Done;
             }
             if ended {
                 return self.after_the_end(&generation, &flight, records, report, suspects, deadline).await;
             }
-            if left.is_empty() && flight.waiting() == 0 {
+            if left.is_empty() && !waited {
                 // It goes on after a refusal: only so is it with `unsafe_acks`.
                 return Flown::Suspected(suspects, classify::broken(&self.place, None, &before));
             }
