@@ -1,0 +1,88 @@
+//! The tables: how they are made, and what they hold.
+
+use crate::control::names::quote_ident;
+
+/// The schema of walgate's own tables.
+pub const SCHEMA: &str = "walgate";
+/// Deliveries that are owed.
+pub const PARKED: &str = "walgate.parked";
+/// Deliveries that are not attempted any more.
+pub const DEAD_LETTERS: &str = "walgate.dead_letters";
+/// What operators ask for.
+pub const REQUESTS: &str = "walgate.requests";
+
+/// Columns that `parked` and `dead_letters` share. `headers`, `target` and `errors` are json, not jsonb: it keeps texts
+/// as they are. Bytes of a payload are kept as bytes: it is never parsed, and need not be text.
+const COLUMNS: &str = "\
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  slot text NOT NULL,
+  sink text NOT NULL,
+  commit_lsn pg_lsn NOT NULL,
+  ordinal bigint NOT NULL,
+  delivery bigint NOT NULL,
+  hold_key text,
+  event_id text NOT NULL,
+  event_type text NOT NULL,
+  event_key text,
+  ordering_key text,
+  dedup_id text NOT NULL,
+  route text NOT NULL,
+  target json NOT NULL,
+  headers json,
+  payload bytea,
+  payload_format text NOT NULL,
+  committed_at timestamptz NOT NULL,
+  bytes bigint NOT NULL,
+  attempts bigint NOT NULL,
+  reason text,
+  message text,
+  errors json,
+  stored_at timestamptz NOT NULL DEFAULT now()";
+
+/// The statements that make what is missing, in order, and let `role` use it. All of them may be run again.
+#[must_use]
+pub fn create_sql(role: &str) -> Vec<String> {
+    let role = quote_ident(role);
+    let shelf = |table: &str| format!("CREATE TABLE IF NOT EXISTS {table} (\n{COLUMNS}\n);");
+    let places = |name: &str, table: &str| {
+        format!("CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {table} (slot, sink, commit_lsn, ordinal, delivery);")
+    };
+    vec![
+        format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA};"),
+        shelf(PARKED),
+        places("parked_place", PARKED),
+        format!(
+            "CREATE INDEX IF NOT EXISTS parked_key ON {PARKED} (slot, sink, hold_key, commit_lsn, ordinal, delivery) \
+             WHERE hold_key IS NOT NULL;"
+        ),
+        shelf(DEAD_LETTERS),
+        places("dead_letters_place", DEAD_LETTERS),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {REQUESTS} (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  slot text NOT NULL,
+  verb text NOT NULL,
+  sink text,
+  arguments json NOT NULL,
+  asked_at timestamptz NOT NULL DEFAULT now(),
+  asked_by text NOT NULL DEFAULT session_user,
+  done_at timestamptz,
+  failed boolean,
+  outcome text,
+  affected bigint
+);"
+        ),
+        format!("CREATE INDEX IF NOT EXISTS requests_open ON {REQUESTS} (slot, id) WHERE done_at IS NULL;"),
+        format!("GRANT USAGE ON SCHEMA {SCHEMA} TO {role};"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {PARKED}, {DEAD_LETTERS}, {REQUESTS} TO {role};"),
+    ]
+}
+
+/// The statements that take it all away.
+#[must_use]
+pub fn drop_sql() -> Vec<String> {
+    vec![
+        format!("DROP TABLE IF EXISTS {PARKED}, {DEAD_LETTERS}, {REQUESTS};"),
+        format!("DROP SCHEMA IF EXISTS {SCHEMA};"),
+    ]
+}
