@@ -153,7 +153,16 @@ fn as_text(
 
 fn delivery(sink: &Sink) -> String {
     let delivery = &sink.delivery;
-    let mut parts = vec![format!("timeout {}", delivery.timeout), format!("on_reject {}", word(&delivery.on_reject))];
+    let mut parts = vec![format!("timeout {}", delivery.timeout)];
+    if let Some(on_reject) = delivery.on_reject {
+        parts.push(format!("on_reject {}", word(&on_reject)));
+    }
+    if let Some(on_outage) = delivery.on_outage {
+        parts.push(format!("on_outage {}", word(&on_outage)));
+    }
+    if !delivery.required {
+        parts.push("not required".to_owned());
+    }
     if let Some(concurrency) = delivery.concurrency {
         parts.push(format!("concurrency {concurrency}"));
     }

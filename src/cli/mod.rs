@@ -6,6 +6,7 @@ mod demo;
 mod expect;
 mod fetch;
 mod init;
+mod lanes;
 mod route;
 mod run;
 mod setup;

@@ -144,6 +144,7 @@ fn text(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
     if let Some(unrouted) = outcome.unrouted {
         let then = match unrouted {
             Unrouted::Drop => "it is dropped, and counted (`unrouted: drop`)",
+            Unrouted::DeadLetter => "it is kept in walgate.dead_letters (`unrouted: dead_letter`)",
             Unrouted::Halt => "nothing more is read until a route for it exists (`unrouted: halt`)",
         };
         return writeln!(out, "\n{bold}unrouted{bold:#}: {then}");

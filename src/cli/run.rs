@@ -1,25 +1,24 @@
 //! `walgate run`: delivers events until it is stopped.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::watch;
-use walgate_sink::{Lsn, SinkContext};
+use walgate_sink::Lsn;
 
 use super::{
-    ConfigArgs, complain,
+    ConfigArgs, complain, lanes,
     setup::{self, Routing},
     signals, systemd,
 };
 use crate::{
     admin,
     checkpoint::Checkpoint,
-    config::{Listen, Loaded, Route, listen_address},
+    config::{Listen, Loaded, listen_address},
     control::{self, Finding, Link, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
     error::ExitStatus,
-    lane::{DeliveryOutcome, LaneSettings, Observer, SinkSource},
-    metrics::{Metrics, SinkMetrics},
-    pipeline::{Gateway, Identity, Intake, LanePlan, Lanes, Pulse, SourceState, StatusBoard, Summary},
+    metrics::Metrics,
+    pipeline::{Gateway, Identity, Intake, Lanes, Pulse, SourceState, StatusBoard, Summary},
     postgres::ConnectSettings,
     registry::Registry,
     source::StreamOptions,
@@ -92,7 +91,11 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
     for partition in found.facts.table.iter().flat_map(|table| &table.partitions) {
         routing.reader.include(*partition);
     }
-    let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed);
+    let usable = false; // found.facts.parking() == Parking::Usable
+    if !usable {
+        refuse_what_needs_tables(&loaded)?;
+    }
+    let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed, usable);
     match gateway.run(stop).await {
         Ok(summary) => {
             say_goodbye(&slot, &summary);
@@ -218,6 +221,19 @@ async fn create_slot(client: &tokio_postgres::Client, wanted: &Wanted) -> Result
     }
 }
 
+/// What cannot be done without walgate's own tables must not be taken for granted.
+fn refuse_what_needs_tables(loaded: &Loaded) -> Result<(), ExitStatus> {
+    let needs = lanes::needs_tables(&loaded.config, &loaded.sinks);
+    for need in &needs {
+        complain(&format!(
+            "{need} needs walgate's own tables, which this database does not have, or which the role may not use: \
+             make them with `walgate init --apply`, or choose another answer; `walgate check --connect` says more"
+        ));
+    }
+    if needs.is_empty() { Ok(()) } else { Err(ExitStatus::Environment) }
+}
+
+#[allow(clippy::too_many_arguments, reason = "the parts of the gateway")]
 fn assemble(
     loaded: Loaded,
     settings: ConnectSettings,
@@ -226,29 +242,12 @@ fn assemble(
     board: StatusBoard,
     metrics: &Metrics,
     confirmed: Lsn,
+    tables: bool,
 ) -> Gateway {
     let Loaded { config, sinks, .. } = loaded;
     let Routing { router, reader } = routing;
-    let labels = |sink: &str| -> Vec<Option<Arc<str>>> {
-        let leads = |route: &Route| route.to.0.iter().any(|target| target.sink == sink);
-        let label = |route: &Route| leads(route).then(|| route.event_type.0.join(",").into());
-        config.routes.iter().map(label).collect()
-    };
     let checkpoint = Checkpoint::new(confirmed);
-    let plans = sinks
-        .into_iter()
-        .map(|sink| LanePlan {
-            observer: Arc::new(Meter(metrics.sink(&sink.name, &labels(&sink.name)), metrics.clone())),
-            kind: sink.kind,
-            source: SinkSource::factory(
-                sink.factory,
-                Arc::new(sink.settings),
-                SinkContext::new(sink.name.as_str(), sink.delivery.timeout.0),
-            ),
-            settings: LaneSettings::from(&sink.delivery),
-            name: sink.name,
-        })
-        .collect();
+    let plans = lanes::plans(&config, sinks, &settings, metrics, tables);
     let lanes = Lanes::start(plans, &checkpoint);
     let intake = Intake::new(
         checkpoint.clone(),
@@ -275,6 +274,7 @@ fn assemble(
         limits: config.limits.clone(),
         board,
         shutdown_timeout: config.shutdown_timeout.0,
+        tables,
     }
 }
 
@@ -291,35 +291,4 @@ fn say_goodbye(slot: &str, summary: &Summary) {
         confirmed = summary.confirmed,
         "stopped. The slot goes on keeping WAL until walgate runs again; to retire it: walgate init --remove"
     );
-}
-
-/// A lane's observer over the process's metrics.
-struct Meter(SinkMetrics, Metrics);
-
-impl Observer for Meter {
-    fn delivered(&self, route: u16, outcome: DeliveryOutcome, count: u64) {
-        self.0.delivered(route, outcome.as_str(), count);
-        match outcome {
-            DeliveryOutcome::Duplicate => self.0.duplicates(count),
-            // A halted event is held, not discarded.
-            DeliveryOutcome::Skipped => (0..count).for_each(|_| self.1.discarded("rejected")),
-            DeliveryOutcome::Acknowledged | DeliveryOutcome::Halted => {}
-        }
-    }
-
-    fn retries(&self, count: u64) {
-        self.0.retries(count);
-    }
-
-    fn delivery_seconds(&self, took: Duration) {
-        self.0.attempt(took);
-    }
-
-    fn commit_to_ack(&self, ages: &[(Duration, u64)]) {
-        self.0.commit_to_ack(ages);
-    }
-
-    fn sink_up(&self, up: bool) {
-        self.0.up(up);
-    }
 }

@@ -103,10 +103,17 @@ pub(crate) fn delivery(delivery: &Delivery) -> Vec<(&'static str, String)> {
         ("retry.initial", &retry.initial, 24),
         ("retry.max", &retry.max, 24),
         ("retry.connection_max", &retry.connection_max, 24),
+        ("park_after", &delivery.park_after, 24),
     ] {
         if duration.0.is_zero() || too_long(duration, hours) {
             faults.push((key, format!("must be longer than 0s, and at most {hours}h")));
         }
+    }
+    if retry.max_attempts == Some(0) {
+        faults.push(("retry.max_attempts", "must be 1 or more; leave it out to try for ever".into()));
+    }
+    if retry.max_age.is_some_and(|age| age.0.is_zero()) {
+        faults.push(("retry.max_age", "must be longer than 0s; leave it out to try for ever".into()));
     }
     if delivery.linger.0.as_secs() > 60 {
         faults.push(("linger", "must be at most 1m".into()));

@@ -50,8 +50,18 @@ pub(crate) const ROOT_KEYS: &[&str] =
     &["source", "outbox", "sinks", "routes", "unrouted", "limits", "admin", "shutdown_timeout"];
 
 /// The keys of a sink's `delivery`.
-pub(crate) const DELIVERY_KEYS: &[&str] =
-    &["concurrency", "batch", "linger", "timeout", "rate_limit", "retry", "on_reject"];
+pub(crate) const DELIVERY_KEYS: &[&str] = &[
+    "concurrency",
+    "batch",
+    "linger",
+    "timeout",
+    "rate_limit",
+    "retry",
+    "on_reject",
+    "on_outage",
+    "park_after",
+    "required",
+];
 
 /// A secret is never written out; only whether there is one.
 fn hidden<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -150,8 +160,16 @@ pub struct Delivery {
     pub rate_limit: Option<Rate>,
     /// How attempts follow one another.
     pub retry: Retry,
-    /// What happens to an event that the sink can never accept.
-    pub on_reject: OnReject,
+    /// What happens to an event that the sink can never accept; where it is left out, `dead_letter` where its table may
+    /// be written, else `halt`.
+    pub on_reject: Option<OnReject>,
+    /// What happens while the sink does not work; where it is left out, `park` where its table may be written, else
+    /// `hold`.
+    pub on_outage: Option<OnOutage>,
+    /// How long an outage, or an event that fails alone, is waited out before it is parked.
+    pub park_after: HumanDuration,
+    /// Whether `/readyz` speaks of this sink.
+    pub required: bool,
 }
 
 impl Default for Delivery {
@@ -163,7 +181,10 @@ impl Default for Delivery {
             timeout: HumanDuration(Duration::from_secs(15)),
             rate_limit: None,
             retry: Retry::default(),
-            on_reject: OnReject::default(),
+            on_reject: None,
+            on_outage: None,
+            park_after: HumanDuration(Duration::from_secs(30)),
+            required: true,
         }
     }
 }
@@ -178,6 +199,10 @@ pub struct Retry {
     pub max: HumanDuration,
     /// The longest pause while the sink cannot be reached at all.
     pub connection_max: HumanDuration,
+    /// After so many failed attempts an event is a dead letter; none: it is tried for ever.
+    pub max_attempts: Option<u32>,
+    /// An event that has failed for so long is a dead letter; none: it is tried for ever.
+    pub max_age: Option<HumanDuration>,
 }
 
 impl Default for Retry {
@@ -186,19 +211,35 @@ impl Default for Retry {
             initial: HumanDuration(Duration::from_millis(100)),
             max: HumanDuration(Duration::from_secs(60)),
             connection_max: HumanDuration(Duration::from_secs(1)),
+            max_attempts: None,
+            max_age: None,
         }
     }
 }
 
 /// `delivery.on_reject:`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnReject {
-    /// Hold the event and everything behind it of the same key, until somebody decides. The checkpoint holds too.
-    #[default]
-    Halt,
+    /// Write it into the table of dead letters, and go on without it.
+    DeadLetter,
     /// Count it, log it with its id, and go on without it.
     Skip,
+    /// Hold the event and everything behind it of the same key, until somebody decides. The checkpoint holds too.
+    Halt,
+    /// Move the event and everything behind it of the same key into the table of parked deliveries, until somebody
+    /// decides. The checkpoint goes on.
+    ParkKey,
+}
+
+/// `delivery.on_outage:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnOutage {
+    /// Hold the checkpoint: PostgreSQL's WAL is the buffer, and the other sinks stop once `limits.inflight` is full.
+    Hold,
+    /// Move what the sink owes into the table of parked deliveries: the other sinks, and the checkpoint, go on.
+    Park,
 }
 
 /// One entry of `routes:`.
@@ -345,6 +386,8 @@ pub enum Unrouted {
     Drop,
     /// Stop reading until a route for it exists. The checkpoint holds.
     Halt,
+    /// Write it into the table of dead letters, and go on.
+    DeadLetter,
 }
 
 /// `limits:`
@@ -357,11 +400,34 @@ pub struct Limits {
     pub event: ByteSize,
     /// WAL received beyond what is confirmed: what a restart repeats at the most.
     pub run_ahead: ByteSize,
+    /// What each sink may have in the table of parked deliveries; beyond it, an outage holds.
+    pub parked: ParkedLimits,
+}
+
+/// `limits.parked:`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ParkedLimits {
+    /// Deliveries.
+    pub rows: u64,
+    /// Bytes of their events.
+    pub bytes: ByteSize,
+}
+
+impl Default for ParkedLimits {
+    fn default() -> Self {
+        ParkedLimits { rows: 10_000_000, bytes: ByteSize(10 << 30) }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { inflight: ByteSize(8 << 20), event: ByteSize(16 << 20), run_ahead: ByteSize(1 << 30) }
+        Limits {
+            inflight: ByteSize(8 << 20),
+            event: ByteSize(16 << 20),
+            run_ahead: ByteSize(1 << 30),
+            parked: ParkedLimits::default(),
+        }
     }
 }
 

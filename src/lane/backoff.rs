@@ -49,6 +49,11 @@ impl Backoffs {
         self.waiting.insert(key, Waiting { item, not_before, outage });
     }
 
+    /// Takes out every delivery that `leaves` says so of.
+    pub(super) fn take_out(&mut self, leaves: impl Fn(&Item) -> bool) -> Vec<Item> {
+        self.waiting.extract_if(.., |_, waiting| leaves(&waiting.item)).map(|(_, waiting)| waiting.item).collect()
+    }
+
     /// When the first one is due.
     pub(super) fn first_due(&self) -> Option<Instant> {
         self.waiting.first_key_value().map(|((due, _), _)| *due)

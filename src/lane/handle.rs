@@ -8,7 +8,8 @@ use std::sync::{
 use tokio::{sync::Notify, time::Instant};
 use walgate_sink::{DynSink, Reading, Timestamp};
 
-use super::{Lane, LaneStatus, Work};
+use super::{Finished, Lane, LaneStatus, Work};
+use crate::control::parking::Filter;
 
 /// Gives work to a lane and asks how it is. A clone is another handle of the same lane.
 #[derive(Clone)]
@@ -26,6 +27,10 @@ pub(super) struct Shared {
     ended: AtomicBool,
     /// The sink, while it is there.
     sink: Mutex<Option<Weak<dyn DynSink>>>,
+    /// What was decided from outside, and is to be settled by the runner.
+    pub(super) decided: Mutex<Vec<Finished>>,
+    /// Requests that are done.
+    pub(super) revived: Mutex<Vec<(i64, u64)>>,
 }
 
 pub(super) struct Core {
@@ -43,6 +48,8 @@ impl Shared {
             turns: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             sink: Mutex::default(),
+            decided: Mutex::default(),
+            revived: Mutex::default(),
         }
     }
 
@@ -71,7 +78,7 @@ impl Core {
     /// pushes to a lane that is awake or busy cost no wake-up.
     fn unpark(&mut self) -> bool {
         let Some(wanted) = self.parked else { return false };
-        let wake = self.lane.available() >= wanted || self.lane.has_invalid();
+        let wake = self.lane.available() >= wanted || self.lane.has_invalid() || self.lane.wants_chore();
         if wake {
             self.parked = None;
         }
@@ -102,6 +109,40 @@ impl LaneHandle {
         if wake {
             self.0.wake.notify_one();
         }
+    }
+
+    /// Sends nothing to the sink, or goes on.
+    pub fn pause(&self, paused: bool) {
+        self.0.lock().lane.pause(paused, Instant::now().into_std());
+        self.nudge();
+    }
+
+    /// PostgreSQL keeps more WAL than the budget allows, or no longer does.
+    pub fn press(&self, pressed: bool) {
+        self.0.lock().lane.press(pressed);
+        self.nudge();
+    }
+
+    /// Leaves out an event that holds its key. Whether there is such an event.
+    #[must_use]
+    pub fn skip(&self, event_id: &str) -> bool {
+        let finished = self.0.lock().lane.skip(event_id, Instant::now().into_std());
+        let Some(finished) = finished else { return false };
+        self.0.decided.lock().unwrap_or_else(PoisonError::into_inner).push(finished);
+        self.nudge();
+        true
+    }
+
+    /// Dead letters are to be attempted again; see [`Lane::revive`]. The answer is among [`LaneHandle::revived`].
+    pub fn revive(&self, request: i64, filter: Filter, before: i64, run: String) {
+        self.0.lock().lane.revive(request, filter, before, run);
+        self.nudge();
+    }
+
+    /// Takes the answers that there are: numbers of requests, and how many dead letters are attempted again.
+    #[must_use]
+    pub fn revived(&self) -> Vec<(i64, u64)> {
+        std::mem::take(&mut *self.0.revived.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes the lane's task take a turn, whether there is something to do or not.

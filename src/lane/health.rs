@@ -150,11 +150,33 @@ pub(super) struct Health {
     /// Pauses of this outage so far, of the present length of pauses.
     pauses: u32,
     slow: bool,
+    /// Since when there were failures and no success, whatever they answered; and how many.
+    struggling: Option<Instant>,
+    struggles: u32,
+}
+
+/// When a sink that answers, and takes nothing, counts as down: where its deliveries can be parked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// After so long.
+    pub(super) after: Duration,
+    /// As soon as several attempts have failed: it holds too much.
+    pub(super) none: bool,
 }
 
 impl Health {
     pub(super) fn new() -> Self {
-        Health { state: State::Up, rejections: 0, silent: 0, successes: 0, outage: None, pauses: 0, slow: false }
+        Health {
+            state: State::Up,
+            rejections: 0,
+            silent: 0,
+            successes: 0,
+            outage: None,
+            pauses: 0,
+            slow: false,
+            struggling: None,
+            struggles: 0,
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -241,10 +263,11 @@ impl Health {
         id: FlightId,
         evidence: Evidence,
         policy: &LanePolicy,
+        patience: Option<Patience>,
         now: Instant,
         jitter: f64,
     ) -> Option<Change> {
-        self.count(&evidence);
+        self.count(&evidence, now);
         if evidence.closed {
             let newly = self.state != State::Closed;
             self.state = State::Closed;
@@ -256,6 +279,8 @@ impl Health {
             Some(Outage::Rejections)
         } else if evidence.connection && self.is_silent(policy) {
             Some(Outage::Unreachable)
+        } else if patience.is_some_and(|patience| self.struggles_too_long(patience, policy, now)) {
+            Some(Outage::Failing)
         } else {
             None
         };
@@ -275,7 +300,19 @@ impl Health {
         }
     }
 
-    fn count(&mut self, evidence: &Evidence) {
+    fn struggles_too_long(&self, patience: Patience, policy: &LanePolicy, now: Instant) -> bool {
+        let Some(since) = self.struggling else { return false };
+        now.saturating_duration_since(since) >= patience.after
+            || (patience.none && self.struggles >= policy.unreachable_after)
+    }
+
+    fn count(&mut self, evidence: &Evidence, now: Instant) {
+        if evidence.acknowledged > 0 || evidence.rejected > 0 {
+            (self.struggling, self.struggles) = (None, 0);
+        } else if evidence.silent + evidence.answered + evidence.unknown > 0 {
+            self.struggling.get_or_insert(now);
+            self.struggles = self.struggles.saturating_add(1);
+        }
         if evidence.acknowledged > 0 {
             // A batch of which the sink took something: what it rejected of it, it rejected on its own account.
             self.successes += 1;
@@ -301,7 +338,7 @@ impl Health {
         now: Instant,
         jitter: f64,
     ) -> Change {
-        let slow = cause != Outage::Unreachable;
+        let slow = !matches!(cause, Outage::Unreachable | Outage::Failing);
         if slow != self.slow {
             self.slow = slow;
             self.pauses = 0;
@@ -325,6 +362,7 @@ impl Health {
 
     /// Trial -> Up.
     fn up(&mut self, now: Instant) -> Change {
+        (self.struggling, self.struggles) = (None, 0);
         self.state = State::Up;
         self.pauses = 0;
         let since = self.outage.take().map_or(now, |(_, since)| since);

@@ -22,11 +22,14 @@ pub(super) struct Journal {
     gates: Gates,
     /// The log says that the sink is down.
     told_down: bool,
+    /// The log says that it is parking, or that the tables cannot be used.
+    told_parking: bool,
+    told_store: bool,
 }
 
 impl Journal {
     pub(super) fn new(sink: Arc<str>, observer: Arc<dyn Observer>) -> Self {
-        Journal { sink, observer, gates: Gates::default(), told_down: false }
+        Journal { sink, observer, gates: Gates::default(), told_down: false, told_parking: false, told_store: false }
     }
 
     pub(super) fn observer(&self) -> &dyn Observer {
@@ -50,6 +53,10 @@ impl Journal {
     /// Measures and logs all of this.
     pub(super) fn finished(&mut self, finished: &Finished, now: Instant) {
         self.acknowledged(&finished.acknowledged);
+        for same in finished.parked.chunk_by(|a, b| a == b) {
+            let Some(route) = same.first() else { continue };
+            self.observer.delivered(*route, DeliveryOutcome::Parked, same.len() as u64);
+        }
         self.notes(&finished.notes, now);
     }
 
@@ -107,6 +114,60 @@ impl Journal {
                     attempt = number, reason = %rejection.reason, error = sentence(&rejection.message),
                     "event rejected: it, the events behind it of its key, and the checkpoint are held; make the sink \
                      accept it and restart, or set on_reject: skip for this sink to go on without it");
+            }
+            Note::DeadLettered { attempt, reason, message } => {
+                self.observer.delivered(attempt.route, DeliveryOutcome::DeadLettered, 1);
+                self.observer.dead_lettered(reason);
+                let Attempt { event_id, position, route, number } = attempt;
+                tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
+                    attempt = number, reason, error = sentence(message),
+                    "event is a dead letter: it is kept in walgate.dead_letters and not attempted again;                      `walgate dlq retry` sends it once more");
+            }
+            Note::KeyParked { attempt, halted, error } => {
+                let cause = if *halted { "key_halted" } else { "key_parked" };
+                let Some(suppressed) = self.open(cause, now) else { return };
+                let Attempt { event_id, position, route, number } = attempt;
+                let then = if *halted {
+                    "until somebody decides: `walgate skip` leaves it out, a restart tries it again"
+                } else {
+                    "and is tried again from there"
+                };
+                tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
+                    attempt = number, suppressed, error = sentence(error),
+                    "event parked with its key, {then}; the other keys, and the checkpoint, go on");
+            }
+            Note::KeyReleased { .. } => {
+                let Some(suppressed) = self.open("key_released", now) else { return };
+                tracing::info!(sink = %self.sink, suppressed, "everything that was parked of a key is delivered");
+            }
+            Note::ParkingBegan { why } => {
+                let Some(suppressed) = self.open("parking", now) else { return };
+                self.told_parking = true;
+                tracing::warn!(sink = %self.sink, suppressed, reason = sentence(why),
+                    "parking: what the sink is owed goes to walgate.parked, and is delivered in order from there;                      the other sinks, and the checkpoint, go on");
+            }
+            Note::ParkingEnded { parked, lasted } => {
+                if !std::mem::take(&mut self.told_parking) {
+                    return;
+                }
+                tracing::info!(sink = %self.sink, parked, lasted = text(*lasted),
+                    "parking is over: everything that was parked is delivered or on its way, live events follow");
+            }
+            Note::ParkingFull { rows, bytes } => {
+                let Some(suppressed) = self.open("parking_full", now) else { return };
+                tracing::error!(sink = %self.sink, rows, bytes, suppressed,
+                    "walgate.parked holds as much of this sink as `limits.parked` allows: what comes now is held, and                      the checkpoint with it, until the sink takes some of it");
+            }
+            Note::StoreFailed { error, delay } => {
+                let Some(suppressed) = self.open("store", now) else { return };
+                self.told_store = true;
+                tracing::error!(sink = %self.sink, next_attempt = text(*delay), suppressed, error = sentence(error),
+                    "walgate's own tables cannot be used: what was to be written there is held, and the checkpoint                      with it");
+            }
+            Note::StoreWorks => {
+                if std::mem::take(&mut self.told_store) {
+                    tracing::info!(sink = %self.sink, "walgate's own tables can be used again");
+                }
             }
             Note::SinkDown { cause, error, delay } => {
                 self.observer.sink_up(false);

@@ -3,17 +3,28 @@
 use std::{collections::HashMap, time::Instant};
 
 use bytestring::ByteString;
-use walgate_sink::{Batch, Failure, FailureKind, Outcome, Rejection, SinkError, SinkErrorKind};
+use walgate_sink::{
+    Batch, Delivery, Event, Failure, FailureKind, Outcome, Rejection, SinkError, SinkErrorKind, Timestamp,
+};
 
 use super::{
     backoff::{Backoffs, delay},
-    health::{Change, Evidence, Health, Permit, State},
+    health::{Change, Evidence, Health, Patience, Permit, State},
+    lot::{Leaving, Lot, Mode},
     policy::LanePolicy,
     queue::Queue,
     rate::Bucket,
-    work::{Acknowledged, Finished, Flight, FlightId, Item, Note, Work},
+    work::{Acknowledged, Debt, Finished, Flight, FlightId, History, Item, Note, Work},
 };
-use crate::{checkpoint::Ticket, config::OnReject};
+use crate::config::OnReject;
+
+/// What a delivery costs in memory beside its event.
+const OVERHEAD: u64 = 384;
+
+/// What a delivery from the stream counts in [`Lane::live_bytes`].
+pub(super) fn cost(event: &Event) -> u64 {
+    OVERHEAD.saturating_add(event.size() as u64)
+}
 
 /// The keyed queue of one sink, with its attempts, backoffs and the state of the sink. Pure: time and jitter are
 /// parameters, and nothing here waits or talks. See the [module](super) for what it keeps.
@@ -21,7 +32,7 @@ use crate::{checkpoint::Ticket, config::OnReject};
 /// A jitter is a number from 0 to 1, drawn anew for each pause.
 #[derive(Debug)]
 pub struct Lane {
-    policy: LanePolicy,
+    pub(super) policy: LanePolicy,
     pub(super) queue: Queue,
     pub(super) backoffs: Backoffs,
     pub(super) flights: HashMap<FlightId, Flying>,
@@ -36,6 +47,17 @@ pub struct Lane {
     pub(super) last_error: Option<Trouble>,
     /// When something was settled last, or the first batch was taken.
     pub(super) progress_at: Option<Instant>,
+    /// What is, or will be, in walgate's own tables.
+    pub(super) lot: Lot,
+    /// Bytes of deliveries from the stream that are not settled.
+    pub(super) live_bytes: u64,
+    /// An operator wants nothing to be sent, since then.
+    pub(super) paused: bool,
+    pub(super) paused_since: Option<Instant>,
+    /// PostgreSQL keeps more WAL than the budget allows.
+    pub(super) pressed: bool,
+    /// A moment, and the wall clock's time then.
+    pub(super) clock: (Instant, Timestamp),
 }
 
 #[derive(Debug)]
@@ -44,13 +66,22 @@ pub(super) struct Flying {
     items: Vec<Remembered>,
 }
 
+impl Flying {
+    /// The deliveries that came from the stream.
+    pub(super) fn live(&self) -> impl Iterator<Item = &Delivery> {
+        let live = |remembered: &Remembered| matches!(remembered.debt, Debt::Stream(_));
+        self.batch.iter().zip(&self.items).filter(move |(_, item)| live(item)).map(|(delivery, _)| delivery)
+    }
+}
+
 /// What [`Item`] holds beside its delivery.
 #[derive(Debug)]
 struct Remembered {
-    ticket: Ticket,
+    debt: Debt,
     route: u16,
     failures: u32,
     fatal_at: Option<u64>,
+    history: Option<Box<History>>,
 }
 
 impl From<Change> for Note {
@@ -78,7 +109,19 @@ impl Lane {
     /// An empty lane over a sink that is thought to work.
     #[must_use]
     pub fn new(policy: LanePolicy) -> Self {
+        Lane::at(policy, Instant::now(), Timestamp::now())
+    }
+
+    /// As [`Lane::new`]; `wall` is the wall clock's time at `now`.
+    #[must_use]
+    pub fn at(policy: LanePolicy, now: Instant, wall: Timestamp) -> Self {
         Lane {
+            lot: Lot::new(policy.parking.clone()),
+            live_bytes: 0,
+            paused: false,
+            paused_since: None,
+            pressed: false,
+            clock: (now, wall),
             rate: policy.rate_limit.map(Bucket::new),
             policy,
             queue: Queue::default(),
@@ -96,16 +139,35 @@ impl Lane {
 
     /// Takes in a delivery. Those of one ordering key come in the order of their events.
     pub fn push(&mut self, work: Work) {
-        self.queue.push(work);
+        if work.is_live() {
+            self.live_bytes = self.live_bytes.saturating_add(cost(&work.delivery.event));
+        }
+        if let Some(item) = self.divert(Item::new(work)) {
+            self.queue.push(item);
+        }
     }
 
     /// Deliveries that [`Lane::take`] would find without waiting for anything, backoffs that are due aside.
     #[must_use]
     pub fn available(&self) -> usize {
-        match self.health.permit() {
+        match self.permit() {
             Permit::Batches | Permit::Trial => self.queue.ready(),
             Permit::Nothing => 0,
         }
+    }
+
+    /// What may be sent at present.
+    fn permit(&self) -> Permit {
+        if self.paused { Permit::Nothing } else { self.health.permit() }
+    }
+
+    /// Something is on its way into walgate's own tables, and nothing is under way there: the runner is to look.
+    #[must_use]
+    pub fn wants_chore(&self) -> bool {
+        self.lot.underway.is_none()
+            && self.lot.retry_at.is_none()
+            && !self.lot.leaving.is_empty()
+            && !self.lot.is_full()
     }
 
     /// Whether [`Lane::decide_invalid`] has something to do.
@@ -118,8 +180,8 @@ impl Lane {
     /// [`Lane::take`]: it may give others their turn.
     pub fn decide_invalid(&mut self, now: Instant) -> Finished {
         let mut finished = Finished::default();
-        while let Some(mut item) = self.queue.pop_invalid() {
-            match item.work.invalid.take() {
+        while let Some(item) = self.queue.pop_invalid() {
+            match item.work.invalid.clone() {
                 Some(rejection) => self.reject(item, rejection, now, &mut finished),
                 None => self.queue.again(item),
             }
@@ -133,7 +195,7 @@ impl Lane {
     /// Forms the next batch: at most `max` deliveries (at least one) and `max_bytes` bytes of events; a single larger
     /// one goes alone. `None`: there is nothing to send now.
     pub fn take(&mut self, now: Instant, max: usize, max_bytes: usize) -> Option<Flight> {
-        let trial = match self.health.permit() {
+        let trial = match self.permit() {
             Permit::Nothing => return None,
             Permit::Batches => false,
             Permit::Trial => true,
@@ -161,11 +223,11 @@ impl Lane {
                 break;
             }
             let Some(item) = self.queue.pop(trial) else { break };
-            let Item { work, attempts, failures, fatal_at } = item;
+            let Item { work, attempts, failures, fatal_at, history } = item;
             let mut delivery = work.delivery;
             delivery.attempt = attempts.saturating_add(1);
             batch.push(delivery);
-            items.push(Remembered { ticket: work.ticket, route: work.route, failures, fatal_at });
+            items.push(Remembered { debt: work.debt, route: work.route, failures, fatal_at, history });
         }
         if let Some(rate) = &mut self.rate {
             rate.take(batch.len());
@@ -207,19 +269,20 @@ impl Lane {
         finished.settled.reserve(items.len());
         finished.acknowledged.reserve(items.len());
 
+        let mut progress = false;
         let mut outcomes = outcomes.into_iter();
         for (delivery, remembered) in batch.iter().zip(items) {
             let outcome = outcomes.next().unwrap_or_default();
             if let Outcome::Acknowledged { duplicate } = outcome {
-                finished.settled.push(remembered.ticket);
                 let committed_at = delivery.event.committed_at;
                 finished.acknowledged.push(Acknowledged { route: remembered.route, duplicate, committed_at });
-                self.queue.settled(delivery.ordering_key.as_ref());
+                self.done(remembered.debt, delivery, now, &mut finished);
+                progress = true;
                 continue;
             }
-            let Remembered { ticket, route, failures, fatal_at } = remembered;
-            let work = Work { delivery: delivery.clone(), ticket, route, invalid: None };
-            let item = Item { work, attempts: delivery.attempt, failures, fatal_at };
+            let Remembered { debt, route, failures, fatal_at, history } = remembered;
+            let work = Work { delivery: delivery.clone(), debt, route, invalid: None };
+            let item = Item { work, attempts: delivery.attempt, failures, fatal_at, history };
             let failure = match outcome {
                 Outcome::Rejected(rejection) if !all_rejected => {
                     self.reject(item, rejection, now, &mut finished);
@@ -232,10 +295,10 @@ impl Lane {
                     "the sink did not say what became of the delivery: it may have arrived, and is sent again",
                 ),
             };
-            finished.notes.push(self.back_off(item, failure, now, jitter()));
+            self.failed(item, failure, now, jitter(), &mut finished);
         }
 
-        if !finished.settled.is_empty() {
+        if progress || !finished.settled.is_empty() {
             self.progress_at = Some(now);
         }
         if let Some(change) = change {
@@ -247,10 +310,16 @@ impl Lane {
         finished
     }
 
-    /// When to call [`Lane::take`] or [`Lane::start_probe`] again if nothing else happens before.
+    /// When to look again if nothing else happens before: to send, to probe, or to use walgate's own tables.
     #[must_use]
     pub fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+        [self.next_send(now), self.next_table(now)].into_iter().flatten().min()
+    }
+
+    /// When to call [`Lane::take`] or [`Lane::start_probe`] again if nothing else happens before.
+    fn next_send(&self, now: Instant) -> Option<Instant> {
         match self.health.state() {
+            State::Up | State::Trial { flight: None } if self.paused => None,
             State::Closed | State::Checking | State::Trial { flight: Some(_) } => None,
             State::Down { probe_at } => Some(probe_at),
             State::Up | State::Trial { flight: None } if self.queue.ready() > 0 => {
@@ -317,7 +386,7 @@ impl Lane {
     /// Deliveries that are not settled.
     #[must_use]
     pub fn unsettled(&self) -> usize {
-        self.queue.len() + self.backoffs.len() + self.in_flight + self.halted.len()
+        self.queue.len() + self.backoffs.len() + self.in_flight + self.halted.len() + self.lot.unsettled()
     }
 
     /// Deliveries in flight.
@@ -351,7 +420,13 @@ impl Lane {
             let others_pass = some_taken || item.fatal_at.is_some_and(|at| at != successes);
             evidence.add(outcome, others_pass && !trial);
         }
-        self.health.judge(id, evidence, &self.policy, now, jitter())
+        let patience = self
+            .lot
+            .policy
+            .as_ref()
+            .filter(|policy| policy.outages)
+            .map(|policy| Patience { after: policy.park_after, none: self.live_bytes >= policy.share });
+        self.health.judge(id, evidence, &self.policy, patience, now, jitter())
     }
 
     /// The sink can never accept this delivery: leaves it out or holds it.
@@ -364,18 +439,78 @@ impl Lane {
             next_retry: None,
             event: Some((attempt.event_id.clone(), attempt.number)),
         });
+        let stores = self.lot.is_usable();
         match self.policy.on_reject {
             OnReject::Skip => {
-                finished.settled.push(item.work.ticket);
-                self.queue.settled(item.key());
+                self.done(item.work.debt, &item.work.delivery, now, finished);
                 finished.notes.push(Note::Skipped { attempt, rejection });
             }
-            OnReject::Halt => {
+            OnReject::DeadLetter if stores => self.bury(item, rejection.reason.as_str(), rejection.message),
+            OnReject::ParkKey if stores => self.hold_key(item, rejection.message, now, finished),
+            // A row that is settled already holds nothing but its key.
+            _ if !item.is_live() => self.hold_key(item, rejection.message, now, finished),
+            OnReject::Halt | OnReject::DeadLetter | OnReject::ParkKey => {
                 self.queue.halt(item.key());
                 self.halted.push(item.work);
                 finished.notes.push(Note::Halted { attempt, rejection });
             }
         }
+    }
+
+    /// The key waits in the table until somebody decides about this event.
+    fn hold_key(&mut self, mut item: Item, error: String, now: Instant, finished: &mut Finished) {
+        self.remember(&mut item, &error, now);
+        match self.lot.holds(&item) {
+            Some(hold) if !item.is_live() => {
+                finished.notes.push(Note::KeyParked { attempt: item.attempt(), halted: true, error });
+                self.put_back(item, &hold, None, now, 0.0);
+            }
+            _ => self.park_key(item, None, error, finished),
+        }
+    }
+
+    /// The delivery is done with: it is settled, and the next event of its key has its turn.
+    pub(super) fn done(&mut self, debt: Debt, delivery: &Delivery, now: Instant, finished: &mut Finished) {
+        match debt {
+            Debt::Stream(ticket) => {
+                self.live_bytes = self.live_bytes.saturating_sub(cost(&delivery.event));
+                finished.settled.push(ticket);
+                self.free(delivery, true);
+            }
+            Debt::Parked(row) => {
+                self.row_done(row, delivery, now);
+                self.free(delivery, false);
+            }
+        }
+    }
+
+    /// This attempt failed: what follows from it.
+    fn failed(&mut self, mut item: Item, failure: Failure, now: Instant, jitter: f64, finished: &mut Finished) {
+        self.remember(&mut item, &failure.message, now);
+        if let Some((reason, message)) = self.given_up(&item, now) {
+            self.note_trouble(&item, &failure.message, failure.kind.as_str(), now, None);
+            return self.bury(item, reason, format!("{message}; the last time: {}", failure.message));
+        }
+        let retry = |attempt, delay| Note::Retry { attempt, kind: failure.kind, error: failure.message.clone(), delay };
+        let attempt = item.attempt();
+        if let Some(hold) = self.lot.holds(&item).filter(|_| !item.is_live()) {
+            let pause = self.put_back(item, &hold, Some(&failure), now, jitter);
+            return finished.notes.push(retry(attempt, pause));
+        }
+        if item.is_live() && (self.lot.mode == Mode::On || self.lot.holds(&item).is_some()) {
+            let hold = if self.lot.mode == Mode::On { None } else { self.lot.holds(&item) };
+            self.note_trouble(&item, &failure.message, failure.kind.as_str(), now, None);
+            let delivery = item.work.delivery.clone();
+            self.lot.leave(Leaving { item, hold });
+            self.free(&delivery, true);
+            return finished.notes.push(retry(attempt, std::time::Duration::ZERO));
+        }
+        if self.fails_alone(&item, now) {
+            let pause = delay(self.policy.initial, self.policy.max, item.failures, jitter);
+            self.note_trouble(&item, &failure.message, failure.kind.as_str(), now, Some(now + pause));
+            return self.park_key(item, Some(now + pause), failure.message, finished);
+        }
+        finished.notes.push(self.back_off(item, failure, now, jitter));
     }
 
     /// This attempt failed: the delivery waits, and its key with it.

@@ -15,6 +15,10 @@ pub enum DeliveryOutcome {
     Skipped,
     /// It was rejected and is held, with its key.
     Halted,
+    /// It is in the table of parked deliveries: owed still, and settled.
+    Parked,
+    /// It is a dead letter.
+    DeadLettered,
 }
 
 impl DeliveryOutcome {
@@ -26,6 +30,8 @@ impl DeliveryOutcome {
             DeliveryOutcome::Duplicate => "duplicate",
             DeliveryOutcome::Skipped => "skipped",
             DeliveryOutcome::Halted => "halted",
+            DeliveryOutcome::Parked => "parked",
+            DeliveryOutcome::DeadLettered => "dead_lettered",
         }
     }
 }
@@ -38,6 +44,10 @@ pub trait Observer: Send + Sync {
     }
     /// An event was rejected for this reason, and skipped or halted.
     fn rejected(&self, reason: RejectReason) {
+        let _ = reason;
+    }
+    /// A delivery became a dead letter, for a reason of this class.
+    fn dead_lettered(&self, reason: &'static str) {
         let _ = reason;
     }
     /// So many attempts failed and will be made again.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lot::ParkingPolicy;
 use crate::config::{Delivery, OnReject, Rate};
 
 /// No pause is longer, whatever the configuration asks for: adding it to an [`std::time::Instant`] must not overflow.
@@ -26,6 +27,14 @@ pub struct LanePolicy {
     pub rejections: u32,
     /// Deliveries that may be sent in a time, repeats and trials counted; one second's worth at once.
     pub rate_limit: Option<Rate>,
+    /// So many attempts, and what fails is a dead letter; none: for ever.
+    pub max_attempts: Option<u32>,
+    /// What has failed for so long is a dead letter; none: never.
+    pub max_age: Option<Duration>,
+    /// How walgate's own tables are used; none: there are none.
+    pub parking: Option<ParkingPolicy>,
+    /// What every dead letter's class is, in place of its rejection's.
+    pub dead_reason: Option<&'static str>,
 }
 
 impl Default for LanePolicy {
@@ -37,7 +46,7 @@ impl Default for LanePolicy {
 impl From<&Delivery> for LanePolicy {
     fn from(delivery: &Delivery) -> Self {
         LanePolicy {
-            on_reject: delivery.on_reject,
+            on_reject: delivery.on_reject.unwrap_or(OnReject::Halt),
             initial: delivery.retry.initial.0,
             max: delivery.retry.max.0,
             connection_max: delivery.retry.connection_max.0,
@@ -45,6 +54,10 @@ impl From<&Delivery> for LanePolicy {
             unreachable_after: 5,
             rejections: 25,
             rate_limit: delivery.rate_limit,
+            max_attempts: delivery.retry.max_attempts,
+            max_age: delivery.retry.max_age.map(|age| age.0),
+            parking: None,
+            dead_reason: None,
         }
     }
 }

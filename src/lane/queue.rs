@@ -36,27 +36,32 @@ struct Busy {
     open: u32,
     /// A delivery of the head is held for good.
     halted: bool,
+    /// Unsettled deliveries that came from the stream: of the head, and behind it.
+    live: usize,
     /// Deliveries of later events, in order.
-    behind: VecDeque<Work>,
+    behind: VecDeque<Item>,
 }
 
 impl Queue {
     /// Takes in a delivery: it is ready, or behind its key.
-    pub(super) fn push(&mut self, work: Work) {
+    pub(super) fn push(&mut self, item: Item) {
+        let work = &item.work;
         let head = work.delivery.event.position;
         if let Some(key) = &work.delivery.ordering_key {
             match self.keys.entry(key.clone()) {
                 Entry::Vacant(entry) => {
-                    entry.insert(Busy { head, open: 1, halted: false, behind: VecDeque::new() });
+                    let live = usize::from(work.is_live());
+                    entry.insert(Busy { head, open: 1, halted: false, live, behind: VecDeque::new() });
                 }
                 Entry::Occupied(mut entry) => {
                     let busy = entry.get_mut();
+                    busy.live += usize::from(work.is_live());
                     if busy.head != head || !busy.behind.is_empty() {
                         if busy.behind.is_empty() {
                             // Many keys with one event behind are common: no room for four at once.
                             busy.behind.reserve_exact(1);
                         }
-                        busy.behind.push_back(work);
+                        busy.behind.push_back(item);
                         self.behind += 1;
                         return;
                     }
@@ -66,7 +71,7 @@ impl Queue {
             }
         }
         let list = if work.invalid.is_some() { &mut self.invalid } else { &mut self.ready };
-        list.push_back(Item::new(work));
+        list.push_back(item);
     }
 
     /// A delivery that is to be tried again. Its key is still busy with it.
@@ -92,28 +97,127 @@ impl Queue {
         self.invalid.pop_front()
     }
 
-    /// A delivery of the head of this key is settled. With the last one the key's next event has its turn.
-    pub(super) fn settled(&mut self, key: Option<&ByteString>) {
-        let Some(busy) = key.and_then(|key| self.keys.get_mut(key)) else { return };
-        busy.open = busy.open.saturating_sub(1);
-        if busy.open > 0 {
-            return;
+    /// A delivery of the head of this key is settled; `live`: it came from the stream. With the last one the key's next
+    /// event has its turn. Whether that is one from the stream.
+    pub(super) fn settled(&mut self, key: Option<&ByteString>, live: bool) -> bool {
+        let Some(key) = key else { return false };
+        self.withdraw(Some(key), live);
+        self.pass_on(key)
+    }
+
+    /// A delivery of the head of this key has left by another way; [`Queue::take_live`] or [`Queue::pass_on`] follows.
+    pub(super) fn withdraw(&mut self, key: Option<&ByteString>, live: bool) {
+        if let Some(busy) = key.and_then(|key| self.keys.get_mut(key)) {
+            busy.open = busy.open.saturating_sub(1);
+            busy.live = busy.live.saturating_sub(usize::from(live));
         }
+    }
+
+    /// Where the head of this key has no delivery left, the next event has its turn. Whether that is one from the
+    /// stream.
+    pub(super) fn pass_on(&mut self, key: &ByteString) -> bool {
+        let Some(busy) = self.keys.get_mut(key).filter(|busy| busy.open == 0) else { return false };
         let Some(next) = busy.behind.pop_front() else {
-            if let Some(key) = key {
-                self.keys.remove(key);
-            }
-            return;
+            self.keys.remove(key);
+            return false;
         };
-        busy.head = next.delivery.event.position;
+        busy.head = next.position();
+        let live = next.is_live();
         let mut turn = Some(next);
-        while let Some(work) = turn {
+        while let Some(item) = turn {
             busy.open += 1;
             self.behind -= 1;
-            let list = if work.invalid.is_some() { &mut self.invalid } else { &mut self.urgent };
-            list.push_back(Item::new(work));
-            turn = busy.behind.pop_front_if(|work| work.delivery.event.position == busy.head);
+            let list = if item.work.invalid.is_some() { &mut self.invalid } else { &mut self.urgent };
+            list.push_back(item);
+            turn = busy.behind.pop_front_if(|item| item.position() == busy.head);
         }
+        live
+    }
+
+    /// Whether this key has unsettled deliveries that came from the stream.
+    pub(super) fn has_live(&self, key: Option<&ByteString>) -> bool {
+        key.and_then(|key| self.keys.get(key)).is_some_and(|busy| busy.live > 0)
+    }
+
+    /// Whether a delivery of this key's head is held for good.
+    pub(super) fn is_halted(&self, key: Option<&ByteString>) -> bool {
+        key.and_then(|key| self.keys.get(key)).is_some_and(|busy| busy.halted)
+    }
+
+    /// What was held for good of this key is decided: [`Queue::settled`] follows.
+    pub(super) fn unhalt(&mut self, key: Option<&ByteString>) {
+        let was = match key {
+            Some(key) => self.keys.get_mut(key).is_some_and(|busy| std::mem::replace(&mut busy.halted, false)),
+            None => true,
+        };
+        self.halted = self.halted.saturating_sub(usize::from(was));
+    }
+
+    /// Takes out the deliveries that came from the stream, in the order of commits: but for those of halted keys, and for
+    /// those behind a delivery from the stream that is in flight or waits elsewhere. What is taken out may be written
+    /// down: of each key, whatever came before it is done, written down already, or taken out with it.
+    pub(super) fn take_live(&mut self) -> Vec<Item> {
+        let mut out = Vec::new();
+        for list in [&mut self.urgent, &mut self.ready, &mut self.invalid] {
+            for item in std::mem::take(list) {
+                let halted = item.key().and_then(|key| self.keys.get(key)).is_some_and(|busy| busy.halted);
+                if halted || !item.is_live() {
+                    list.push_back(item);
+                    continue;
+                }
+                if let Some(busy) = item.key().and_then(|key| self.keys.get_mut(key)) {
+                    busy.open = busy.open.saturating_sub(1);
+                    busy.live = busy.live.saturating_sub(1);
+                }
+                out.push(item);
+            }
+        }
+        let mut free = Vec::new();
+        for (key, busy) in self.keys.iter_mut().filter(|(_, busy)| !busy.halted) {
+            let live_behind = busy.behind.iter().filter(|item| item.is_live()).count();
+            if live_behind == busy.live {
+                let (leaving, staying): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut busy.behind).into_iter().partition(Item::is_live);
+                (busy.behind, busy.live) = (staying.into(), 0);
+                self.behind -= leaving.len();
+                out.extend(leaving);
+            }
+            if busy.open == 0 {
+                free.push(key.clone());
+            }
+        }
+        for key in free {
+            self.pass_on(&key);
+        }
+        out.sort_by_key(Item::position);
+        out
+    }
+
+    /// Takes out the deliveries of this key that are in here, in the order of commits; what is behind a delivery from the
+    /// stream that is in flight or waits elsewhere stays. As [`Queue::take_live`], these may be written down.
+    pub(super) fn take_key(&mut self, key: &ByteString) -> Vec<Item> {
+        let mut out = Vec::new();
+        let Some(busy) = self.keys.get_mut(key) else { return out };
+        for list in [&mut self.urgent, &mut self.ready, &mut self.invalid] {
+            if list.iter().any(|item| item.key() == Some(key)) {
+                let (leaving, staying): (Vec<_>, Vec<_>) =
+                    std::mem::take(list).into_iter().partition(|item| item.key() == Some(key));
+                *list = staying.into();
+                busy.open = busy.open.saturating_sub(u32::try_from(leaving.len()).unwrap_or(u32::MAX));
+                busy.live = busy.live.saturating_sub(leaving.iter().filter(|item| item.is_live()).count());
+                out.extend(leaving);
+            }
+        }
+        if busy.behind.iter().filter(|item| item.is_live()).count() == busy.live {
+            self.behind -= busy.behind.len();
+            busy.live = 0;
+            out.extend(std::mem::take(&mut busy.behind));
+        }
+        if busy.open == 0 {
+            self.pass_on(key);
+        }
+        out.sort_by_key(Item::position);
+        out
     }
 
     /// A delivery of the head of this key is held for good.
@@ -151,11 +255,13 @@ impl Queue {
         self.halted
     }
 
-    /// Candidates for the oldest delivery in here. What has not had a turn stands in the order of commits, so that
-    /// the first one of such a list is enough.
+    /// Candidates for the oldest delivery from the stream in here. What has not had a turn stands in the order of
+    /// commits, so that the first one of such a list is enough.
     pub(super) fn oldest(&self) -> impl Iterator<Item = &Work> {
-        let turns = self.urgent.iter().chain(&self.invalid).chain(self.ready.front()).map(|item| &item.work);
-        turns.chain(self.keys.values().filter_map(|busy| busy.behind.front()))
+        let first = self.ready.iter().find(|item| item.is_live());
+        let turns = self.urgent.iter().chain(&self.invalid).chain(first).filter(|item| item.is_live());
+        let behind = self.keys.values().filter(|busy| busy.live > 0);
+        turns.chain(behind.filter_map(|busy| busy.behind.iter().find(|item| item.is_live()))).map(|item| &item.work)
     }
 
     /// Gives back memory of a burst that is over.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant as StdInstant},
 };
 
@@ -16,13 +16,16 @@ use tower::{BoxError, ServiceExt};
 use walgate_sink::{Capabilities, DeliveryReport, DynSink, SinkError};
 
 use super::{
-    Finished, FlightId, Lane, LaneHandle, LaneSettings, Note, Observer, SinkSource,
+    Chore, Done, Finished, FlightId, Lane, LaneHandle, LaneSettings, Note, Observer, SinkSource,
     handle::{Core, Shared},
     journal::Journal,
     policy::LONGEST_PAUSE,
     service::{Request, SinkStack, backstop, stack},
 };
-use crate::checkpoint::Checkpoint;
+use crate::{
+    checkpoint::Checkpoint,
+    control::parking::{ParkingStore, StoreError},
+};
 
 /// What a dropped batch gets to let go, and a sink to close, once the time to drain is over.
 const LET_GO: Duration = Duration::from_secs(1);
@@ -50,6 +53,7 @@ pub fn spawn(
     name: impl Into<Arc<str>>,
     source: SinkSource,
     settings: LaneSettings,
+    store: Option<Arc<dyn ParkingStore>>,
     checkpoint: Checkpoint,
     observer: Arc<dyn Observer>,
     stop: StopSignal,
@@ -60,12 +64,14 @@ pub fn spawn(
         shared: Arc::clone(&shared),
         source,
         settings,
+        store,
         checkpoint,
         journal: Journal::new(name, observer),
         sink: None,
         tasks: JoinSet::new(),
         running: HashMap::new(),
         flights: 0,
+        storing: false,
         linger_until: None,
         end: None,
     };
@@ -76,6 +82,8 @@ struct Runner {
     shared: Arc<Shared>,
     source: SinkSource,
     settings: LaneSettings,
+    /// walgate's own tables; where the lane's policy uses none, there is none.
+    store: Option<Arc<dyn ParkingStore>>,
     checkpoint: Checkpoint,
     journal: Journal,
     sink: Option<Connected>,
@@ -83,6 +91,8 @@ struct Runner {
     tasks: JoinSet<Output>,
     running: HashMap<task::Id, Running>,
     flights: usize,
+    /// An operation on walgate's own tables is under way.
+    storing: bool,
     /// A batch that is not full waits until then.
     linger_until: Option<StdInstant>,
     /// The lane is ending: no new batches, and those in flight have until then.
@@ -100,10 +110,12 @@ struct Connected {
 enum Running {
     Flight { id: FlightId, report: DeliveryReport, started: Instant },
     Probe,
+    Chore,
 }
 
 enum Output {
     Returned(Result<(), BoxError>),
+    Stored(Result<Done, StoreError>),
     Probed {
         /// The sink, if it had to be made.
         made: Option<(Arc<dyn DynSink>, Capabilities)>,
@@ -121,8 +133,14 @@ impl Runner {
         loop {
             self.shared.turn();
             let wake = match self.end {
-                Some((_, deadline)) if self.flights == 0 || deadline <= Instant::now() => break,
-                Some((_, deadline)) => Some(deadline),
+                Some((_, deadline)) if deadline <= Instant::now() => break,
+                Some((_, deadline)) => {
+                    self.start_chore(true);
+                    if self.flights == 0 && !self.storing {
+                        break;
+                    }
+                    Some(deadline)
+                }
                 None => self.advance().map(Instant::from_std),
             };
             tokio::select! {
@@ -155,9 +173,15 @@ impl Runner {
     fn advance(&mut self) -> Option<StdInstant> {
         let now = Instant::now().into_std();
         let shared = Arc::clone(&self.shared);
+        let mut decided = std::mem::take(&mut *shared.decided.lock().unwrap_or_else(PoisonError::into_inner));
         let mut core = shared.lock();
         core.parked = None;
-        let decided = core.lane.has_invalid().then(|| core.lane.decide_invalid(now));
+        let mut tended = Finished::default();
+        core.lane.tend(now, &mut tended);
+        decided.push(tended);
+        if core.lane.has_invalid() {
+            decided.push(core.lane.decide_invalid(now));
+        }
         let probe = core.lane.start_probe(now);
         let mut flights = Vec::new();
         if let Some(sink) = &self.sink {
@@ -170,13 +194,16 @@ impl Runner {
                 flights.push(flight);
             }
         }
+        drop(core);
+        for finished in decided {
+            self.settle(finished, now);
+        }
+        self.start_chore(false);
+        let mut core = shared.lock();
         let wake = self.park(&mut core, flights.len(), now);
         let in_flight = core.lane.in_flight();
         drop(core);
 
-        if let Some(finished) = decided {
-            self.settle(finished, now);
-        }
         if probe {
             self.probe(true);
         }
@@ -193,12 +220,33 @@ impl Runner {
         wake
     }
 
+    /// Starts the next operation on walgate's own tables, if there is one to be done. `ending`: only what settles.
+    fn start_chore(&mut self, ending: bool) {
+        let Some(store) = self.store.as_ref().filter(|_| !self.storing) else { return };
+        let chore = self.shared.lock().lane.next_chore(Instant::now().into_std(), ending);
+        let Some(chore) = chore else { return };
+        let store = Arc::clone(store);
+        let task = self.tasks.spawn(async move { Output::Stored(carry_out(&*store, chore).await) });
+        self.running.insert(task.id(), Running::Chore);
+        self.storing = true;
+    }
+
+    /// An operation has ended.
+    fn stored(&mut self, result: Result<Done, StoreError>, now: StdInstant) {
+        self.storing = false;
+        let mut finished = self.shared.lock().lane.chore_done(result, now, &mut fastrand::f64);
+        if !finished.revived.is_empty() {
+            self.shared.revived.lock().unwrap_or_else(PoisonError::into_inner).append(&mut finished.revived);
+        }
+        self.settle(finished, now);
+    }
+
     /// Says what the runner is to be woken for, and returns when it wakes by itself.
     fn park(&self, core: &mut Core, started: usize, now: StdInstant) -> Option<StdInstant> {
         let sink = self.sink.as_ref().filter(|sink| self.flights + started < sink.concurrency);
         let (wanted, wake) = match (sink, self.linger_until) {
             // Every place is taken: the end of a batch wakes the runner, whatever is pushed.
-            (None, _) => (usize::MAX, core.lane.next_probe()),
+            (None, _) => (usize::MAX, [core.lane.next_probe(), core.lane.next_table(now)].into_iter().flatten().min()),
             // What is pushed changes nothing before the rate allows another delivery.
             (Some(_), _) if core.lane.limited_until(now).is_some() => (usize::MAX, core.lane.next_wakeup(now)),
             (Some(sink), Some(until)) => (sink.batch, Some(until)),
@@ -242,6 +290,12 @@ impl Runner {
                 }
                 self.journal.observer().delivery_seconds(now.saturating_duration_since(started));
                 self.finish(id, &report, now.into_std());
+            }
+            (Running::Chore, Ok((_, Output::Stored(result)))) => self.stored(result, now.into_std()),
+            (Running::Chore, _) => {
+                // Nothing is known of it: it is done once more.
+                let message = "the operation broke off; this is a fault in walgate".to_owned();
+                self.stored(Err(StoreError { message, lasting: false }), now.into_std());
             }
             (Running::Probe, Ok((_, Output::Probed { made, result }))) => {
                 if let Some((sink, capabilities)) = made {
@@ -324,6 +378,32 @@ impl Runner {
             tracing::warn!(sink = %self.shared.name, "the sink did not close in order");
         }
     }
+}
+
+/// Does one operation.
+async fn carry_out(store: &dyn ParkingStore, chore: Chore) -> Result<Done, StoreError> {
+    Ok(match chore {
+        Chore::Open { max_keys } => Done::Opened(store.open(max_keys).await?),
+        Chore::Park(parcels) => {
+            let (rows, bytes) = store.park(parcels).await?;
+            Done::Parked(rows, bytes)
+        }
+        Chore::Bury(letters, rows) => {
+            store.bury(letters, rows).await?;
+            Done::Buried
+        }
+        Chore::Page(after, limit) => Done::Page(store.page(after, limit).await?),
+        Chore::PageOf(key, after, limit) => Done::Page(store.page_of(key, after, limit).await?),
+        Chore::Hold(rows) => {
+            store.hold(rows).await?;
+            Done::Held
+        }
+        Chore::Delivered(rows) => {
+            store.delivered(rows).await?;
+            Done::Deleted
+        }
+        Chore::Revive { filter, before, run, limit } => Done::Revived(store.revive(filter, before, run, limit).await?),
+    })
 }
 
 /// Whether a batch that is not full is to wait for more.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Serialize, Serializer};
 use walgate_sink::{Position, Timestamp};
 
-use super::{Lane, health::State};
+use super::{Lane, health::State, lot::Mode, machine::Flying};
 use crate::telemetry::{clip, sentence};
 
 /// The state of a sink and its lane at one moment.
@@ -33,6 +33,8 @@ pub struct LaneStatus {
     pub outage: Option<&'static str>,
     /// For how long it has been down.
     pub outage_seconds: Option<f64>,
+    /// What is in walgate's own tables; none: they are not there, or may not be used.
+    pub parking: Option<ParkingStatus>,
     /// Attempts so far, retries included.
     pub attempts: u64,
     /// The latest failure or rejection; it stays after the sink has recovered.
@@ -57,6 +59,36 @@ pub enum LaneState {
     Probing,
     /// The receiver has gone for good.
     Closed,
+    /// The sink does not work: what it is owed goes to the table of parked deliveries.
+    Parking,
+    /// The sink works, and is given what was parked, in order.
+    Draining,
+    /// An operator wants nothing to be sent.
+    Paused,
+    /// It is not known yet what is parked: nothing is sent before.
+    Opening,
+}
+
+/// What of a sink is in walgate's own tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ParkingStatus {
+    /// Deliveries in `walgate.parked`, those that are on their way out included.
+    pub rows: u64,
+    /// Bytes of their events.
+    pub bytes: u64,
+    /// Keys that are parked on their own.
+    pub keys: usize,
+    /// Those of them that wait for an operator.
+    pub halted_keys: usize,
+    /// Deliveries that are on their way into a table.
+    pub storing: usize,
+    /// Deliveries in `walgate.dead_letters`, as far as is known.
+    pub dead_letters: u64,
+    /// The table is as full as `limits.parked` allows: what comes is held.
+    pub full: bool,
+    /// Why the tables cannot be used at present.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The oldest event that is not settled.
@@ -97,6 +129,10 @@ impl Lane {
         let limited = self.limited_until(now).is_some();
         let state = match self.health.state() {
             State::Closed => LaneState::Closed,
+            _ if self.lot.mode == Mode::Unread => LaneState::Opening,
+            _ if self.paused => LaneState::Paused,
+            State::Up if self.lot.mode == Mode::On => LaneState::Draining,
+            _ if self.lot.mode == Mode::On => LaneState::Parking,
             State::Down { .. } => LaneState::Down,
             State::Checking | State::Trial { .. } => LaneState::Probing,
             State::Up if !self.halted.is_empty() => LaneState::Halted,
@@ -124,6 +160,7 @@ impl Lane {
             oldest,
             stalled_seconds: stalled,
             rate_limited: limited,
+            parking: self.parking_status(),
             outage: self.health.outage().map(|(cause, _)| cause.as_str()),
             outage_seconds: self.health.outage().map(|(_, since)| seconds_since(since)),
             attempts: self.attempts,
@@ -138,10 +175,26 @@ impl Lane {
         }
     }
 
+    fn parking_status(&self) -> Option<ParkingStatus> {
+        let lot = &self.lot;
+        lot.is_usable().then(|| ParkingStatus {
+            rows: lot.rows,
+            bytes: lot.bytes,
+            keys: lot.keys.len(),
+            halted_keys: lot.keys.values().filter(|key| key.due.is_none() && key.loaded == 0).count(),
+            storing: lot.unsettled(),
+            dead_letters: lot.dead_letters,
+            full: lot.is_full(),
+            error: lot.error.clone(),
+        })
+    }
+
+    /// The oldest event that holds the checkpoint: what came from the table holds nothing.
     fn oldest(&self) -> Option<OldestEvent> {
-        let flying = self.flights.values().flat_map(|flying| flying.batch.iter());
-        let waiting = self.backoffs.items().map(|item| &item.work);
-        let held = self.queue.oldest().chain(waiting).chain(&self.halted).map(|work| &work.delivery);
+        let flying = self.flights.values().flat_map(Flying::live);
+        let waiting = self.backoffs.items().filter(|item| item.is_live()).map(|item| &item.work);
+        let stored = self.lot.items().filter(|item| item.is_live()).map(|item| &item.work);
+        let held = self.queue.oldest().chain(waiting).chain(stored).chain(&self.halted).map(|work| &work.delivery);
         let oldest = flying.chain(held).map(|delivery| &delivery.event).min_by_key(|event| event.position)?;
         Some(OldestEvent { event_id: clip(&oldest.id), position: oldest.position, committed_at: oldest.committed_at })
     }

@@ -1,11 +1,32 @@
 //! What goes into a lane and what comes out.
 
-use std::time::Duration;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytestring::ByteString;
 use walgate_sink::{Batch, Delivery, FailureKind, Position, Rejection, Timestamp};
 
-use crate::checkpoint::Ticket;
+use crate::{
+    checkpoint::Ticket,
+    control::parking::{Attempted, HoldKey, KEPT_ERRORS},
+};
+
+/// What a delivery that is done settles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Debt {
+    /// It came from the stream: a ticket at the checkpoint.
+    Stream(Ticket),
+    /// It came from `walgate.parked`: the row with this number is deleted.
+    Parked(i64),
+}
+
+impl From<Ticket> for Debt {
+    fn from(ticket: Ticket) -> Self {
+        Debt::Stream(ticket)
+    }
+}
 
 /// One delivery that the lane must settle.
 #[derive(Clone, Debug)]
@@ -13,7 +34,7 @@ pub struct Work {
     /// What is delivered. Its attempt number is the lane's to set.
     pub delivery: Delivery,
     /// Settled once when this delivery is.
-    pub ticket: Ticket,
+    pub debt: Debt,
     /// Number of the route that asked for it: a label of metrics.
     pub route: u16,
     /// The router could not render a legal target: it is rejected, when its turn comes, without being sent.
@@ -40,6 +61,10 @@ pub struct Finished {
     pub settled: Vec<Ticket>,
     /// What the sink has taken, for metrics.
     pub acknowledged: Vec<Acknowledged>,
+    /// What is in the table of parked deliveries now, for metrics: numbers of routes.
+    pub parked: Vec<u16>,
+    /// Requests that are done: their numbers, and how many dead letters are attempted again.
+    pub revived: Vec<(i64, u64)>,
     /// What else is worth a log line or a metric.
     pub notes: Vec<Note>,
 }
@@ -96,6 +121,57 @@ pub enum Note {
         /// Why.
         rejection: Rejection,
     },
+    /// An event is in the table of dead letters: it is settled, and not attempted again unless somebody asks for it.
+    DeadLettered {
+        /// Which one.
+        attempt: Attempt,
+        /// The class: that of its rejection, or `max_attempts`, `max_age`, `unrouted`, `sacrificed`.
+        reason: &'static str,
+        /// Why, in a sentence.
+        message: String,
+    },
+    /// An event and everything behind it of its key go to the table of parked deliveries; the rest of the sink goes on.
+    KeyParked {
+        /// The event that everything of its key waits for.
+        attempt: Attempt,
+        /// Nobody attempts it again until somebody asks for it (`on_reject: park_key`).
+        halted: bool,
+        /// Why, in the sink's words.
+        error: String,
+    },
+    /// Everything that was parked of a key is delivered.
+    KeyReleased {
+        /// What it waited for.
+        key: HoldKey,
+    },
+    /// What the sink owes goes to the table of parked deliveries from now on.
+    ParkingBegan {
+        /// Why, in a sentence.
+        why: String,
+    },
+    /// Everything that was parked is delivered, or on its way, and the sink takes live traffic again.
+    ParkingEnded {
+        /// Deliveries that were written into the table meanwhile.
+        parked: u64,
+        /// How long it lasted.
+        lasted: Duration,
+    },
+    /// The table is as full as the configuration allows: what comes now is held, and the checkpoint with it.
+    ParkingFull {
+        /// Rows in it.
+        rows: u64,
+        /// Bytes of their events.
+        bytes: u64,
+    },
+    /// walgate's own tables cannot be written or read at present: what was to be written is held.
+    StoreFailed {
+        /// Why.
+        error: String,
+        /// Time to the next attempt.
+        delay: Duration,
+    },
+    /// They can be written and read again.
+    StoreWorks,
     /// The sink as a whole does not work: nothing is sent until a probe succeeds.
     SinkDown {
         /// How that showed.
@@ -133,6 +209,8 @@ pub enum Outage {
     Unreachable,
     /// It rejected event after event, and took none.
     Rejections,
+    /// For a long time every attempt failed, whatever it answered.
+    Failing,
 }
 
 impl Outage {
@@ -143,6 +221,7 @@ impl Outage {
             Outage::Fatal => "fatal",
             Outage::Unreachable => "unreachable",
             Outage::Rejections => "rejections",
+            Outage::Failing => "failing",
         }
     }
 }
@@ -157,11 +236,35 @@ pub(super) struct Item {
     pub(super) failures: u32,
     /// The lane's count of successes when this delivery last failed as [`FailureKind::Fatal`].
     pub(super) fatal_at: Option<u64>,
+    /// What went wrong so far; most deliveries have none.
+    pub(super) history: Option<Box<History>>,
+}
+
+/// The attempts of one delivery that failed.
+#[derive(Clone, Debug)]
+pub(super) struct History {
+    /// Since when it has failed, in this process.
+    pub(super) since: Instant,
+    /// The newest of them, oldest first.
+    pub(super) errors: VecDeque<Attempted>,
+}
+
+impl History {
+    pub(super) fn new(since: Instant) -> Self {
+        History { since, errors: VecDeque::new() }
+    }
+
+    pub(super) fn add(&mut self, attempted: Attempted) {
+        if self.errors.len() >= KEPT_ERRORS {
+            self.errors.pop_front();
+        }
+        self.errors.push_back(attempted);
+    }
 }
 
 impl Item {
     pub(super) fn new(work: Work) -> Self {
-        Item { work, attempts: 0, failures: 0, fatal_at: None }
+        Item { work, attempts: 0, failures: 0, fatal_at: None, history: None }
     }
 
     pub(super) fn position(&self) -> Position {
@@ -172,9 +275,21 @@ impl Item {
         self.work.delivery.ordering_key.as_ref()
     }
 
+    /// It came from the stream, not from the table.
+    pub(super) fn is_live(&self) -> bool {
+        self.work.is_live()
+    }
+
     /// Names the latest attempt.
     pub(super) fn attempt(&self) -> Attempt {
         let event = &self.work.delivery.event;
         Attempt { event_id: event.id.clone(), position: event.position, route: self.work.route, number: self.attempts }
+    }
+}
+
+impl Work {
+    /// It came from the stream, not from the table.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.debt, Debt::Stream(_))
     }
 }

@@ -22,7 +22,19 @@ use self::{histogram::Histogram, known::Known, readings::Readings};
 
 /// What can become of a delivery. Counters that have not counted yet are shown as zero, so that an alarm sees the first
 /// step too.
-const OUTCOMES: [&str; 4] = ["acknowledged", "duplicate", "skipped", "halted"];
+const OUTCOMES: [&str; 6] = ["acknowledged", "duplicate", "skipped", "halted", "parked", "dead_lettered"];
+/// Classes of dead letters.
+const DEAD_REASONS: [&str; 9] = [
+    "too_large",
+    "invalid_target",
+    "unknown_target",
+    "invalid_event",
+    "refused",
+    "max_attempts",
+    "max_age",
+    "unrouted",
+    "sacrificed",
+];
 /// Why an event is left out: no route, `on_reject: skip`, and what makes a row no event.
 const DISCARD_REASONS: [&str; 6] =
     ["unrouted", "rejected", "null_column", "not_utf8", "invalid_headers", "invalid_bytea"];
@@ -45,6 +57,12 @@ struct EventLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeadLabels {
+    sink: Arc<str>,
     reason: &'static str,
 }
 
@@ -84,6 +102,10 @@ pub struct Metrics {
     duplicates: Family<SinkLabel, Counter>,
     sink_up: Family<SinkLabel, Gauge>,
     inflight_events: Family<SinkLabel, Gauge>,
+    parked_events: Family<SinkLabel, Gauge>,
+    parked_bytes: Family<SinkLabel, Gauge>,
+    parked_keys: Family<SinkLabel, Gauge>,
+    dead_letters: Family<DeadLabels, Counter>,
     discarded: Family<ReasonLabel, Counter>,
     ignored_rows: Family<RowLabel, Counter>,
     /// Events read from the stream and mapped.
@@ -111,6 +133,8 @@ pub struct SinkMetrics {
     duplicates: Counter,
     up: Gauge,
     inflight: Gauge,
+    parked: [Gauge; 3],
+    dead_letters: [Counter; DEAD_REASONS.len()],
 }
 
 fn delivery_buckets() -> Histogram {
@@ -141,6 +165,10 @@ impl Metrics {
             duplicates: Family::default(),
             sink_up: Family::default(),
             inflight_events: Family::default(),
+            parked_events: Family::default(),
+            parked_bytes: Family::default(),
+            parked_keys: Family::default(),
+            dead_letters: Family::default(),
             discarded: Family::default(),
             ignored_rows: Family::default(),
             events_received: Counter::default(),
@@ -181,6 +209,23 @@ impl Metrics {
             "inflight_events",
             "Unsettled events of the sink: queued, in flight or waiting for a retry",
             metrics.inflight_events.clone(),
+        );
+        registry.register("parked_events", "Deliveries of the sink in walgate.parked", metrics.parked_events.clone());
+        registry.register_with_unit(
+            "parked",
+            "Bytes of the events that are parked for the sink",
+            Unit::Bytes,
+            metrics.parked_bytes.clone(),
+        );
+        registry.register(
+            "parked_keys",
+            "Keys that are parked on their own, because an event of them fails",
+            metrics.parked_keys.clone(),
+        );
+        registry.register(
+            "dead_letters",
+            "Deliveries that became dead letters, by class",
+            metrics.dead_letters.clone(),
         );
         registry.register("discarded_events", "Events that were not delivered, by rule", metrics.discarded.clone());
         registry.register(
@@ -246,6 +291,10 @@ impl Metrics {
             duplicates: self.duplicates.get_or_create_owned(&label),
             up: self.sink_up.get_or_create_owned(&label),
             inflight: self.inflight_events.get_or_create_owned(&label),
+            parked: [&self.parked_events, &self.parked_bytes, &self.parked_keys]
+                .map(|family| family.get_or_create_owned(&label)),
+            dead_letters: DEAD_REASONS
+                .map(|reason| self.dead_letters.get_or_create_owned(&DeadLabels { sink: label.sink.clone(), reason })),
         }
     }
 
@@ -323,6 +372,21 @@ impl SinkMetrics {
     /// Whether the sink takes deliveries.
     pub fn up(&self, up: bool) {
         self.up.set(i64::from(up));
+    }
+
+    /// Deliveries in the table of parked ones, bytes of their events, and keys that are parked on their own.
+    pub fn parked(&self, deliveries: u64, bytes: u64, keys: u64) {
+        for (gauge, value) in self.parked.iter().zip([deliveries, bytes, keys]) {
+            gauge.set(signed(value));
+        }
+    }
+
+    /// A delivery became a dead letter.
+    pub fn dead_lettered(&self, reason: &'static str) {
+        let known = DEAD_REASONS.iter().position(|known| *known == reason);
+        if let Some(counter) = known.and_then(|known| self.dead_letters.get(known)) {
+            counter.inc();
+        }
     }
 
     /// Unsettled events of the sink.

@@ -10,7 +10,8 @@ use std::{
     time::Instant,
 };
 
-use walgate_sink::{Event, Lsn, Position, Timestamp};
+use bytestring::ByteString;
+use walgate_sink::{Delivery, Event, Lsn, Position, RejectReason, Rejection, Target, Timestamp};
 
 use super::window;
 use crate::{
@@ -269,6 +270,13 @@ impl Intake {
             Inserted::Row(row) => row,
             Inserted::Unusable(row) => {
                 self.log_unusable(&row, position);
+                if self.unrouted == Unrouted::DeadLetter {
+                    let text = |bytes: &[u8]| ByteString::from(String::from_utf8_lossy(bytes).into_owned());
+                    // What it holds cannot be read: its id and its place say where to look.
+                    let mut event = Event::new(text(&row.id), row.event_type.clone().unwrap_or_default());
+                    (event.position, event.committed_at) = (position, commit.at);
+                    return Ok(self.dead_letter(event, row.bytes, row.reason.as_str(), row.reason.to_string()));
+                }
                 return Ok(self.no_route(row.reason.as_str()));
             }
         };
@@ -284,6 +292,10 @@ impl Intake {
         self.router.route(&event, &columns, &mut self.routed);
         let Some(deliveries) = u32::try_from(self.routed.len()).ok().and_then(NonZeroU32::new) else {
             self.log_unrouted(&event);
+            if self.unrouted == Unrouted::DeadLetter {
+                let message = format!("no route matches event type `{}`", clip(&event.event_type));
+                return Ok(self.dead_letter(event, bytes, "unrouted", message));
+            }
             return Ok(self.no_route("unrouted"));
         };
         let bytes = window::cost(bytes, deliveries);
@@ -297,15 +309,39 @@ impl Intake {
             let Some((lane, pending)) = self.lanes.get(routed.sink).zip(self.pending.get_mut(routed.sink)) else {
                 continue; // The router was compiled from these very sinks.
             };
-            pending.push(Work { delivery: routed.delivery, ticket, route: routed.route, invalid: routed.invalid });
+            pending.push(Work {
+                delivery: routed.delivery,
+                debt: ticket.into(),
+                route: routed.route,
+                invalid: routed.invalid,
+            });
             if pending.len() >= PUSH {
                 lane.push_all(pending.drain(..));
             }
         }
     }
 
+    /// Hands an event that goes nowhere to the lane that makes dead letters, the last one.
+    fn dead_letter(&mut self, event: Event, bytes: u64, reason: &'static str, message: String) -> Wait {
+        self.metrics.discarded(reason);
+        let (ticket, unsettled) =
+            self.checkpoint.with(|ring| (ring.track(NonZeroU32::MIN, bytes), ring.unsettled_bytes()));
+        let dedup_id = event.id.clone();
+        let delivery = Delivery { event, target: Target::new(&[], []), ordering_key: None, dedup_id, attempt: 0 };
+        let invalid = Some(Rejection::new(RejectReason::UnknownTarget, message));
+        if let Some((lane, pending)) = self.lanes.last().zip(self.pending.last_mut()) {
+            pending.push(Work { delivery, debt: ticket.into(), route: u16::MAX, invalid });
+            if pending.len() >= PUSH {
+                lane.push_all(pending.drain(..));
+            }
+        }
+        if unsettled >= self.limits.inflight.0 { Wait::Room } else { Wait::No }
+    }
+
     fn no_route(&mut self, reason: &'static str) -> Wait {
         match self.unrouted {
+            // Those are handed on before.
+            Unrouted::DeadLetter => Wait::No,
             Unrouted::Drop => {
                 self.metrics.discarded(reason);
                 Wait::No
@@ -321,6 +357,16 @@ impl Intake {
         let event_id = clip(&String::from_utf8_lossy(row.id.get(..1024).unwrap_or(&row.id)));
         let reason = &row.reason;
         match self.unrouted {
+            Unrouted::DeadLetter => {
+                let Some(suppressed) = self.gates.open(reason.as_str(), Instant::now()) else { return };
+                tracing::warn!(
+                    lsn = %position,
+                    event_id,
+                    %reason,
+                    suppressed,
+                    "a row of the outbox is no event: its id is kept in walgate.dead_letters"
+                );
+            }
             Unrouted::Drop => {
                 let Some(suppressed) = self.gates.open(reason.as_str(), Instant::now()) else { return };
                 tracing::warn!(
@@ -360,6 +406,11 @@ impl Intake {
         }
         let (event_type, event_id) = (clip(&event.event_type), clip(&event.id));
         match self.unrouted {
+            Unrouted::DeadLetter => tracing::warn!(
+                event_type,
+                event_id,
+                "no route matches this event type: its events are kept in walgate.dead_letters (logged once per type)"
+            ),
             Unrouted::Drop if known == LOGGED_TYPES => tracing::warn!(
                 event_type,
                 event_id,

@@ -6,6 +6,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
     checkpoint::Checkpoint,
+    control::parking::ParkingStore,
     lane::{self, LaneEnd, LaneHandle, LaneSettings, Observer, SinkSource},
 };
 
@@ -13,12 +14,18 @@ use crate::{
 pub struct LanePlan {
     /// The sink's name.
     pub name: String,
+    /// What its rows in walgate's own tables are under: its name; for events without a route nothing.
+    pub shelf: String,
     /// The sink's kind.
     pub kind: String,
+    /// Whether `/readyz` speaks of it.
+    pub required: bool,
     /// What makes the sink.
     pub source: SinkSource,
     /// How it is driven.
     pub settings: LaneSettings,
+    /// walgate's own tables, where its settings use them.
+    pub store: Option<Arc<dyn ParkingStore>>,
     /// What is told of it.
     pub observer: Arc<dyn Observer>,
 }
@@ -28,8 +35,12 @@ pub struct LanePlan {
 pub struct NamedLane {
     /// The sink's name.
     pub name: String,
+    /// What its rows in walgate's own tables are under: its name; for events without a route nothing.
+    pub shelf: String,
     /// The sink's kind.
     pub kind: String,
+    /// Whether `/readyz` speaks of it.
+    pub required: bool,
     /// The lane.
     pub handle: LaneHandle,
 }
@@ -59,9 +70,9 @@ impl Lanes {
         let mut tasks = JoinSet::new();
         let named = plans
             .into_iter()
-            .map(|LanePlan { name, kind, source, settings, observer }| {
+            .map(|LanePlan { name, shelf, kind, required, source, settings, store, observer }| {
                 let (handle, task) =
-                    lane::spawn(name.clone(), source, settings, checkpoint.clone(), observer, stop.subscribe());
+                    lane::spawn(name.clone(), source, settings, store, checkpoint.clone(), observer, stop.subscribe());
                 let sink = name.clone();
                 tasks.spawn(async move {
                     let ending = match task.await {
@@ -71,7 +82,7 @@ impl Lanes {
                     };
                     (sink, ending)
                 });
-                NamedLane { name, kind, handle }
+                NamedLane { name, shelf, kind, required, handle }
             })
             .collect();
         Lanes { named, stop, tasks }
@@ -141,9 +152,12 @@ mod tests {
         let checkpoint = Checkpoint::new(Lsn(1));
         let plan = |name: &str, observer: Arc<dyn Observer>| LanePlan {
             name: name.into(),
+            shelf: name.into(),
             kind: "willing".into(),
+            required: true,
             source: SinkSource::connected(Arc::new(Willing)),
             settings: LaneSettings::default(),
+            store: None,
             observer,
         };
         let mut lanes = Lanes::start(vec![plan("well", Arc::new(())), plan("sick", Arc::new(Broken))], &checkpoint);
@@ -159,7 +173,7 @@ mod tests {
                 dedup_id: "1".into(),
                 attempt: 1,
             };
-            lane.push(Work { delivery, ticket, route: 0, invalid: None });
+            lane.push(Work { delivery, debt: ticket.into(), route: 0, invalid: None });
         }
         assert_eq!(lanes.ended().await, ("sick".to_owned(), Ending::Panicked));
         // The others stop in order, and the broken one does not keep them waiting.

@@ -79,6 +79,8 @@ pub struct Gateway {
     pub board: StatusBoard,
     /// Time that the end may take.
     pub shutdown_timeout: Duration,
+    /// Whether walgate's own tables may be used.
+    pub tables: bool,
 }
 
 /// What follows from the end of a connection, or of an attempt to make one.

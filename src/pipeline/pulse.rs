@@ -118,9 +118,12 @@ mod tests {
         let checkpoint = Checkpoint::new(Lsn(1));
         let plan = LanePlan {
             name: "bus".into(),
+            shelf: "bus".into(),
             kind: "idle".into(),
+            required: true,
             source: SinkSource::connected(Arc::new(Idle)),
             settings: LaneSettings::default(),
+            store: None,
             observer: Arc::new(()),
         };
         let lanes = Lanes::start(vec![plan], &checkpoint);

@@ -71,6 +71,8 @@ pub struct SinkStatus {
     pub name: String,
     /// Its kind.
     pub kind: String,
+    /// Whether `/readyz` speaks of it.
+    pub required: bool,
     /// State, queue, oldest unsettled event, last error.
     #[serde(flatten)]
     pub lane: LaneStatus,
@@ -194,8 +196,11 @@ impl StatusBoard {
             let status = lane.handle.status();
             let sink = metrics.sink(&lane.name, &[]);
             sink.inflight(status.unsettled as u64);
+            if let Some(parking) = &status.parking {
+                sink.parked(parking.rows, parking.bytes, parking.keys as u64);
+            }
             metrics.readings(&lane.name, lane.handle.readings());
-            sink.up(!matches!(status.state, LaneState::Down | LaneState::Probing | LaneState::Closed));
+            sink.up(status.outage.is_none() && status.state != LaneState::Closed);
         }
         metrics.encode(format)
     }
@@ -243,14 +248,26 @@ impl StatusBoard {
             reasons.push(format!("{state}{detail}"));
         }
         let stuck_after = self.shared.stuck_after.as_secs_f64();
-        for sink in sinks.iter().filter(|sink| sink.lane.stalled_seconds > stuck_after) {
+        let required = || sinks.iter().filter(|sink| sink.required);
+        for sink in required().filter(|sink| sink.lane.stalled_seconds > stuck_after) {
             let error = sink.lane.last_error.as_ref().map_or("no error is known", |error| &error.message);
             reasons.push(format!(
                 "sink `{}` has settled nothing for {:.0} s: {error}",
                 sink.name, sink.lane.stalled_seconds
             ));
         }
-        for sink in sinks.iter().filter(|sink| sink.lane.halted > 0 && sink.lag_seconds > stuck_after) {
+        for sink in required().filter(|sink| {
+            sink.lane.state == LaneState::Parking && sink.lane.outage_seconds.is_some_and(|outage| outage > stuck_after)
+        }) {
+            let error = sink.lane.last_error.as_ref().map_or("no error is known", |error| &error.message);
+            let parked = sink.lane.parking.as_ref().map_or(0, |parking| parking.rows);
+            reasons.push(format!(
+                "sink `{}` has been down for {:.0} s, and {parked} deliveries are parked for it: {error}",
+                sink.name,
+                sink.lane.outage_seconds.unwrap_or(0.0)
+            ));
+        }
+        for sink in required().filter(|sink| sink.lane.halted > 0 && sink.lag_seconds > stuck_after) {
             reasons.push(format!(
                 "sink `{}` holds {} rejected events (`on_reject: halt`), and the checkpoint with them: see its last error",
                 sink.name, sink.lane.halted
@@ -261,12 +278,13 @@ impl StatusBoard {
 }
 
 fn sink_status(lane: &NamedLane, end: Lsn) -> SinkStatus {
-    let NamedLane { name, kind, handle } = lane.clone();
+    let NamedLane { name, kind, required, handle, .. } = lane.clone();
     let lane = handle.status();
     let oldest = lane.oldest.as_ref();
     SinkStatus {
         name,
         kind,
+        required,
         lag_bytes: oldest.map_or(0, |oldest| end.bytes_since(oldest.position.commit_lsn)),
         lag_seconds: oldest.map_or(0.0, |oldest| oldest.committed_at.age().as_secs_f64()),
         lane,

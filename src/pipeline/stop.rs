@@ -32,11 +32,20 @@ pub async fn stop(gateway: Gateway, stream: Option<ReplicationStream>) -> Summar
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let stuck = lanes.named().iter().map(|lane| lane.handle.status()).all(|lane| {
+                let stores =
+                    lane.parking.as_ref().is_some_and(|parking| parking.storing > 0 && parking.error.is_none());
                 lane.unsettled == 0
                     || (lane.in_flight == 0
+                        && !stores
                         && matches!(
                             lane.state,
-                            LaneState::Down | LaneState::Probing | LaneState::Halted | LaneState::Closed
+                            LaneState::Down
+                                | LaneState::Probing
+                                | LaneState::Halted
+                                | LaneState::Closed
+                                | LaneState::Parking
+                                | LaneState::Paused
+                                | LaneState::Opening
                         ))
             });
             if stuck {

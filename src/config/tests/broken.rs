@@ -48,7 +48,7 @@ broken! {
         "limits:\n  inflight: 8388608\n  event: 16 megs\n",
         "shutdown_timeout: soon\n",
         "sinks:\n  hook:\n    webhook: { url: 'http://x', compress: yes, mode: bach, max_body: true }\n",
-        "    delivery: { concurrency: -1, timeout: 15, on_reject: dead_letter, retry: 3 }\n",
+        "    delivery: { concurrency: -1, timeout: 15, on_reject: dead_letters, retry: 3 }\n",
     );
     c1_several_at_once: concat!(
         "source:\n  slot: Wal-Gate\n  publication: ''\n",

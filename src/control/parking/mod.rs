@@ -18,7 +18,7 @@ mod parcel;
 mod schema;
 mod sql;
 
-pub use parcel::{Attempted, HoldKey, Parcel, Place, Stored};
+pub use parcel::{Attempted, HoldKey, KEPT_ERRORS, Parcel, Place, Stored};
 pub use schema::{DEAD_LETTERS, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql};
 pub use sql::{SqlStore, SqlStoreOptions};
 

@@ -4,8 +4,10 @@ mod failures;
 mod order;
 mod outage;
 mod panics;
+mod parking;
 mod properties;
 mod runner;
+mod shelf;
 
 use std::{
     num::NonZeroU32,
@@ -148,7 +150,7 @@ fn work(number: u64, key: &str, target: u32, ticket: Ticket) -> Work {
         dedup_id: name.into(),
         attempt: 0,
     };
-    Work { delivery, ticket, route: 7, invalid: None }
+    Work { delivery, debt: ticket.into(), route: 7, invalid: None }
 }
 
 fn names(flight: &Flight) -> Vec<String> {

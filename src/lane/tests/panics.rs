@@ -134,7 +134,8 @@ impl Rig {
         let checkpoint = Checkpoint::new(Lsn(1));
         checkpoint.with(|ring| ring.begin(Lsn(1)));
         let (stop, stopped) = watch::channel(None);
-        let (handle, end) = spawn("bus", source, LaneSettings::default(), checkpoint.clone(), Arc::new(()), stopped);
+        let (handle, end) =
+            spawn("bus", source, LaneSettings::default(), None, checkpoint.clone(), Arc::new(()), stopped);
         Rig { panics, handle, end, stop, checkpoint }
     }
 

@@ -292,7 +292,7 @@ impl World {
                 self.known.values_mut().for_each(|known| known.paused = None);
             }
             Note::ProbeFailed { .. } => assert!(self.down),
-            Note::SinkClosed { .. } => panic!("nobody closed it"),
+            note => panic!("there is no such thing without tables, and nobody closed it: {note:?}"),
         }
     }
 

@@ -124,7 +124,7 @@ impl Rig {
         let checkpoint = Checkpoint::new(Lsn(1));
         checkpoint.with(|ring| ring.begin(Lsn(1)));
         let (stop, stopped) = watch::channel(None);
-        let (handle, end) = spawn("bus", source, settings, checkpoint.clone(), observer, stopped);
+        let (handle, end) = spawn("bus", source, settings, None, checkpoint.clone(), observer, stopped);
         Rig { handle, end, stop, checkpoint, events: 0 }
     }
 

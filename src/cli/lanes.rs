@@ -1,0 +1,198 @@
+//! From the sinks of a configuration to the plans of their lanes.
+
+use std::{sync::Arc, time::Duration};
+
+use walgate_sink::{Batch, Capabilities, DeliveryReport, RejectReason, Rejection, SinkContext, SinkError};
+
+use super::setup;
+use crate::{
+    config::{Config, Delivery, OnOutage, OnReject, Route, Sink, Unrouted},
+    control::parking::{ParkingStore, SqlStore, SqlStoreOptions},
+    lane::{DeliveryOutcome, LaneSettings, Observer, ParkingPolicy, SinkSource},
+    metrics::{Metrics, SinkMetrics},
+    pipeline::LanePlan,
+    postgres::ConnectSettings,
+};
+
+/// The lane that makes dead letters of events without a route. No sink can have this name.
+const UNROUTED: &str = "(unrouted)";
+/// Time that one operation on walgate's own tables may take.
+const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// A connection to them that is not used is closed after this time.
+const STORE_IDLE: Duration = Duration::from_secs(60);
+
+/// The keys of a configuration that can only be kept with walgate's own tables, as a reader knows them.
+pub fn needs_tables(config: &Config, sinks: &[Sink]) -> Vec<String> {
+    let mut needs = Vec::new();
+    for Sink { name, delivery, .. } in sinks {
+        let mut need = |key: &str| needs.push(format!("sink `{name}`: `delivery.{key}`"));
+        match delivery.on_reject {
+            Some(OnReject::DeadLetter) => need("on_reject: dead_letter"),
+            Some(OnReject::ParkKey) => need("on_reject: park_key"),
+            Some(OnReject::Halt | OnReject::Skip) | None => {}
+        }
+        if delivery.on_outage == Some(OnOutage::Park) {
+            need("on_outage: park");
+        }
+        if delivery.retry.max_attempts.is_some() {
+            need("retry.max_attempts");
+        }
+        if delivery.retry.max_age.is_some() {
+            need("retry.max_age");
+        }
+    }
+    if config.unrouted == Unrouted::DeadLetter {
+        needs.push("`unrouted: dead_letter`".to_owned());
+    }
+    needs
+}
+
+/// What happens to rejected events of a sink, and in its outages: what the configuration says, and else what is best with
+/// or without walgate's own tables.
+#[must_use]
+pub fn answers(delivery: &Delivery, tables: bool) -> (OnReject, OnOutage) {
+    let (reject, outage) =
+        if tables { (OnReject::DeadLetter, OnOutage::Park) } else { (OnReject::Halt, OnOutage::Hold) };
+    (delivery.on_reject.unwrap_or(reject), delivery.on_outage.unwrap_or(outage))
+}
+
+/// A plan for each sink, in their order; with `unrouted: dead_letter` one more, the last.
+pub fn plans(
+    config: &Config,
+    sinks: Vec<Sink>,
+    settings: &ConnectSettings,
+    metrics: &Metrics,
+    tables: bool,
+) -> Vec<LanePlan> {
+    let mut plans: Vec<LanePlan> =
+        sinks.into_iter().map(|sink| plan(config, sink, settings, metrics, tables)).collect();
+    if config.unrouted == Unrouted::DeadLetter {
+        let mut lane = LaneSettings::from(&Delivery::default());
+        (lane.policy.on_reject, lane.policy.dead_reason) = (OnReject::DeadLetter, Some("unrouted"));
+        lane.policy.parking = Some(ParkingPolicy {
+            outages: false,
+            park_after: Duration::MAX,
+            share: u64::MAX,
+            max_rows: config.limits.parked.rows,
+            max_bytes: config.limits.parked.bytes.0,
+            fields: &[],
+            routes: Arc::default(),
+        });
+        plans.push(LanePlan {
+            name: UNROUTED.to_owned(),
+            shelf: String::new(),
+            kind: "dead letters".to_owned(),
+            source: SinkSource::connected(Arc::new(Nowhere)),
+            settings: lane,
+            store: Some(store(config, "", settings)),
+            observer: Arc::new(Meter(metrics.sink(UNROUTED, &[]), metrics.clone())),
+            required: true,
+        });
+    }
+    plans
+}
+
+fn plan(config: &Config, sink: Sink, settings: &ConnectSettings, metrics: &Metrics, tables: bool) -> LanePlan {
+    let leads = |route: &Route| route.to.0.iter().any(|target| target.sink == sink.name);
+    let label = |route: &Route| -> Option<Arc<str>> { leads(route).then(|| route.event_type.0.join(",").into()) };
+    let routes: Vec<Option<Arc<str>>> = config.routes.iter().map(label).collect();
+    let mut lane = LaneSettings::from(&sink.delivery);
+    let (on_reject, on_outage) = answers(&sink.delivery, tables);
+    lane.policy.on_reject = on_reject;
+    let observer = Arc::new(Meter(metrics.sink(&sink.name, &routes), metrics.clone()));
+    if tables {
+        lane.policy.parking = Some(ParkingPolicy {
+            outages: on_outage == OnOutage::Park,
+            park_after: sink.delivery.park_after.0,
+            share: config.limits.inflight.0 / 2,
+            max_rows: config.limits.parked.rows,
+            max_bytes: config.limits.parked.bytes.0,
+            fields: sink.factory.target(),
+            routes: routes.into(),
+        });
+    }
+    LanePlan {
+        shelf: sink.name.clone(),
+        kind: sink.kind,
+        source: SinkSource::factory(
+            sink.factory,
+            Arc::new(sink.settings),
+            SinkContext::new(sink.name.as_str(), sink.delivery.timeout.0),
+        ),
+        settings: lane,
+        store: tables.then(|| store(config, &sink.name, settings)),
+        observer,
+        required: sink.delivery.required,
+        name: sink.name,
+    }
+}
+
+fn store(config: &Config, sink: &str, settings: &ConnectSettings) -> Arc<dyn ParkingStore> {
+    let options = SqlStoreOptions {
+        slot: config.source.slot.clone(),
+        sink: sink.to_owned(),
+        patience: STORE_PATIENCE,
+        idle: STORE_IDLE,
+    };
+    let settings = settings.clone();
+    Arc::new(SqlStore::new(options, move || {
+        let settings = settings.clone();
+        async move { setup::connect(&settings).await }
+    }))
+}
+
+/// The sink of events without a route: it takes none. The lane rejects them before they come here; one that an operator
+/// wants attempted again comes, and is a dead letter once more.
+struct Nowhere;
+
+impl walgate_sink::Sink for Nowhere {
+    async fn deliver(&self, batch: &Batch, report: &DeliveryReport) {
+        for index in 0..batch.len() {
+            let rejection = Rejection::new(RejectReason::UnknownTarget, "no route matches this event");
+            report.rejected(index, rejection);
+        }
+    }
+    async fn check(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+    async fn close(&self) {}
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+}
+
+/// A lane's observer over the process's metrics.
+struct Meter(SinkMetrics, Metrics);
+
+impl Observer for Meter {
+    fn delivered(&self, route: u16, outcome: DeliveryOutcome, count: u64) {
+        self.0.delivered(route, outcome.as_str(), count);
+        match outcome {
+            DeliveryOutcome::Parked | DeliveryOutcome::DeadLettered => {}
+            DeliveryOutcome::Duplicate => self.0.duplicates(count),
+            // A halted event is held, not discarded.
+            DeliveryOutcome::Skipped => (0..count).for_each(|_| self.1.discarded("rejected")),
+            DeliveryOutcome::Acknowledged | DeliveryOutcome::Halted => {}
+        }
+    }
+
+    fn dead_lettered(&self, reason: &'static str) {
+        self.0.dead_lettered(reason);
+    }
+
+    fn retries(&self, count: u64) {
+        self.0.retries(count);
+    }
+
+    fn delivery_seconds(&self, took: Duration) {
+        self.0.attempt(took);
+    }
+
+    fn commit_to_ack(&self, ages: &[(Duration, u64)]) {
+        self.0.commit_to_ack(ages);
+    }
+
+    fn sink_up(&self, up: bool) {
+        self.0.up(up);
+    }
+}

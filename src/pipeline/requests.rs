@@ -1,0 +1,108 @@
+//! What operators ask for, through `walgate.requests`, one after another.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use super::NamedLane;
+use crate::control::{
+    QueryError, dead_letters,
+    requests::{self, Answer, Request, Verb},
+};
+
+/// Pause between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What gives a connection, where there is one.
+pub type Clients = Box<dyn Fn() -> Option<std::sync::Arc<Client>> + Send + Sync>;
+
+/// Takes requests and answers them until it is dropped. `lane_of` a sink that is not there is an answer too.
+pub async fn serve(clients: Clients, slot: String, lanes: Vec<NamedLane>) {
+    // Retries that are under way: their requests are answered when their dead letters are on their way out.
+    let mut reviving: HashMap<i64, String> = HashMap::new();
+    loop {
+        sleep(EVERY).await;
+        let Some(client) = clients() else { continue };
+        if let Err(error) = turn(&client, &slot, &lanes, &mut reviving).await {
+            tracing::debug!(%error, "requests cannot be read at present");
+        }
+    }
+}
+
+async fn turn(
+    client: &Client,
+    slot: &str,
+    lanes: &[NamedLane],
+    reviving: &mut HashMap<i64, String>,
+) -> Result<(), QueryError> {
+    for lane in lanes {
+        for (id, rows) in lane.handle.revived() {
+            reviving.remove(&id);
+            let outcome = format!("{rows} dead letters of sink `{}` are attempted again", lane.name);
+            answer(client, id, Answer { failed: false, outcome, affected: rows }).await?;
+        }
+    }
+    // One at a time and in order: what comes behind a retry waits for it.
+    while reviving.is_empty()
+        && let Some(request) = requests::next(client, slot).await?
+    {
+        tracing::info!(id = request.id, verb = request.verb.as_str(), sink = request.sink, by = request.asked_by,
+            "an operator asks");
+        let done = carry_out(client, slot, &request, lanes).await?;
+        match done {
+            Some(done) => answer(client, request.id, done).await?,
+            None => drop(reviving.insert(request.id, request.sink)),
+        }
+    }
+    Ok(())
+}
+
+async fn answer(client: &Client, id: i64, answer: Answer) -> Result<(), QueryError> {
+    tracing::info!(id, failed = answer.failed, affected = answer.affected, outcome = answer.outcome, "request answered");
+    requests::answer(client, id, &answer).await
+}
+
+/// The answer, or none yet.
+async fn carry_out(
+    client: &Client,
+    slot: &str,
+    request: &Request,
+    lanes: &[NamedLane],
+) -> Result<Option<Answer>, QueryError> {
+    let sink = &request.sink;
+    let said = |failed, outcome: String, affected| Some(Answer { failed, outcome, affected });
+    let lane = lanes.iter().find(|lane| lane.shelf == *sink);
+    let Some(lane) = lane else {
+        let outcome = match &request.verb {
+            Verb::Drop(filter) => {
+                let rows = dead_letters::delete(client, slot, sink, filter).await?;
+                return Ok(said(false, format!("{rows} dead letters of sink `{sink}` are deleted"), rows));
+            }
+            _ => format!("this gateway has no sink `{sink}`"),
+        };
+        return Ok(said(true, outcome, 0));
+    };
+    Ok(match &request.verb {
+        Verb::Pause {} => {
+            lane.handle.pause(true);
+            said(false, format!("sink `{sink}` is paused: what it is owed is parked or held until it is resumed"), 0)
+        }
+        Verb::Resume {} => {
+            lane.handle.pause(false);
+            said(false, format!("sink `{sink}` goes on"), 0)
+        }
+        Verb::Skip { event_id } => match lane.handle.skip(event_id) {
+            true => said(false, format!("event {event_id} is left out for sink `{sink}`; its key goes on"), 1),
+            false => said(true, format!("no event {event_id} holds a key of sink `{sink}`"), 0),
+        },
+        Verb::Retry(filter) => {
+            lane.handle.revive(request.id, filter.clone(), request.asked_at, format!("r{}", request.id));
+            None
+        }
+        Verb::Drop(filter) => {
+            let rows = dead_letters::delete(client, slot, sink, filter).await?;
+            said(false, format!("{rows} dead letters of sink `{sink}` are deleted"), rows)
+        }
+    })
+}
