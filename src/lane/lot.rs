@@ -246,6 +246,8 @@ pub(super) struct Lot {
     pub(super) retry_at: Option<Instant>,
     pub(super) failures: u32,
     pub(super) error: Option<String>,
+    /// An operation failed, and may have happened all the same: what is there is looked at again.
+    pub(super) look_again: bool,
     /// Rows that are written at a time: fewer while one of them cannot be.
     pub(super) batch: usize,
     /// What was done last, so that each kind has its turn.
@@ -278,6 +280,7 @@ impl Lot {
             retry_at: None,
             failures: 0,
             error: None,
+            look_again: false,
             batch: BATCH.rows,
             last: 0,
             full: false,

@@ -477,8 +477,8 @@ impl Lane {
                 finished.settled.push(ticket);
                 self.free(delivery, true);
             }
-            Debt::Parked(row) => {
-                self.row_done(row, delivery, now);
+            Debt::Parked { row, held } => {
+                self.row_done(row, held, delivery, now);
                 self.free(delivery, false);
             }
         }

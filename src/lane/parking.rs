@@ -66,26 +66,29 @@ impl Lane {
         if promoted && elsewhere {
             let hold = (self.lot.mode != Mode::On).then(|| HoldKey::of(delivery));
             for item in self.queue.take_key(key) {
-                self.lot.leave(Leaving { item, hold: hold.clone() });
+                match item.is_live() {
+                    true => self.lot.leave(Leaving { item, hold: hold.clone() }),
+                    false => self.queue.push(item),
+                }
             }
         }
     }
 
     /// A row is acknowledged, or left out.
-    pub(super) fn row_done(&mut self, row: i64, delivery: &Delivery, now: Instant) {
+    pub(super) fn row_done(&mut self, row: i64, held: bool, delivery: &Delivery, now: Instant) {
         self.lot.removed.push(row);
-        self.row_left(delivery, now);
+        self.row_left(held, delivery, now);
     }
 
     /// A row is in memory no more, or acknowledged.
-    fn row_left(&mut self, delivery: &Delivery, now: Instant) {
+    fn row_left(&mut self, held: bool, delivery: &Delivery, now: Instant) {
         self.lot.loaded_bytes = self.lot.loaded_bytes.saturating_sub(delivery.event.size());
         if self.lot.keys.is_empty() {
             return;
         }
         let hold = HoldKey::of(delivery);
         let Some(key) = self.lot.keys.get_mut(&hold) else { return };
-        key.loaded = key.loaded.saturating_sub(1);
+        key.loaded = key.loaded.saturating_sub(usize::from(held));
         (key.failures, key.head, key.history, key.attempts) = (0, None, None, 0);
         if key.loaded == 0 {
             self.lot.schedule(&hold, Some(now));
@@ -130,7 +133,7 @@ impl Lane {
 
     /// Why everything that the sink owes should go to the table now.
     fn why_park(&self, now: Instant) -> Option<String> {
-        let policy = self.lot.policy.as_ref().filter(|policy| policy.outages)?;
+        let policy = self.lot.policy.as_ref().filter(|policy| policy.outages && !self.lot.is_full())?;
         if self.pressed {
             return Some("PostgreSQL keeps more WAL than `wal_budget` allows".to_owned());
         }
@@ -149,6 +152,9 @@ impl Lane {
     /// When [`Lane::tend`] will begin to park, if nothing changes before.
     pub(super) fn parks_at(&self) -> Option<Instant> {
         let policy = self.lot.policy.as_ref().filter(|policy| policy.outages && self.lot.mode == Mode::Off)?;
+        if self.lot.is_full() {
+            return None;
+        }
         let since = self.health.outage().map(|(_, since)| since).or(self.paused_since)?;
         Some(since + policy.park_after.min(LONGEST_PAUSE))
     }
@@ -261,7 +267,7 @@ impl Lane {
         for item in leaving {
             match item.work.debt {
                 Debt::Stream(_) => self.lot.leave(Leaving { item, hold: Some(hold.clone()) }),
-                Debt::Parked(row) => {
+                Debt::Parked { row, .. } => {
                     self.lot.loaded_bytes = self.lot.loaded_bytes.saturating_sub(item.work.delivery.event.size());
                     self.lot.mark(row, hold.clone());
                 }
@@ -303,11 +309,16 @@ impl Lane {
         for item in leaving {
             match item.work.debt {
                 Debt::Stream(_) => self.lot.leave(Leaving { item, hold: Some(hold.clone()) }),
-                Debt::Parked(row) => {
-                    self.lot.loaded.remove(&row);
+                Debt::Parked { row, held } => {
                     self.lot.loaded_bytes = self.lot.loaded_bytes.saturating_sub(item.work.delivery.event.size());
-                    if let Some(key) = self.lot.keys.get_mut(hold) {
-                        key.loaded = key.loaded.saturating_sub(1);
+                    if held {
+                        self.lot.loaded.remove(&row);
+                        if let Some(key) = self.lot.keys.get_mut(hold) {
+                            key.loaded = key.loaded.saturating_sub(1);
+                        }
+                    } else {
+                        // Another delivery of the event with which the key was parked.
+                        self.lot.mark(row, hold.clone());
                     }
                 }
             }
@@ -338,6 +349,10 @@ impl Lane {
             if ending {
                 return None;
             }
+            self.lot.underway = Some(Underway::Open);
+            return Some(Chore::Open { max_keys: MAX_KEYS });
+        }
+        if lot.look_again && !ending {
             self.lot.underway = Some(Underway::Open);
             return Some(Chore::Open { max_keys: MAX_KEYS });
         }
@@ -381,6 +396,7 @@ impl Lane {
             return None;
         }
         let waits = self.lot.mode == Mode::Unread
+            || self.lot.look_again
             || !self.lot.burying.is_empty()
             || !self.lot.marking.is_empty()
             || !self.lot.removed.is_empty()
@@ -405,7 +421,7 @@ impl Lane {
         let mut rows = Vec::new();
         let mut letters = Vec::with_capacity(burials.len());
         for burial in &burials {
-            if let Debt::Parked(row) = burial.item.work.debt {
+            if let Debt::Parked { row, .. } = burial.item.work.debt {
                 rows.push(row);
             }
             let hold = HoldKey::of(&burial.item.work.delivery);
@@ -503,8 +519,14 @@ impl Lane {
             (Underway::Open, Done::Opened(opening)) => {
                 (self.lot.rows, self.lot.bytes) = (opening.rows + opening.key_rows, opening.bytes);
                 self.lot.dead_letters = opening.dead_letters;
+                self.lot.look_again = false;
                 for hold in opening.keys {
-                    self.lot.add_key(hold, Some(now));
+                    if !self.lot.keys.contains_key(&hold) {
+                        self.lot.add_key(hold, Some(now));
+                    }
+                }
+                if self.lot.mode != Mode::Unread {
+                    return finished;
                 }
                 // Off at once where there is nothing: `caught_up` says so.
                 self.lot.mode = Mode::On;
@@ -584,6 +606,13 @@ impl Lane {
         finished: &mut Finished,
     ) {
         let pause = delay(STORE_FIRST, STORE_LONGEST, self.lot.failures, jitter);
+        self.lot.look_again |= !error.lasting && self.lot.mode != Mode::Unread;
+        if let Underway::Park(leaving) = &underway {
+            // They may be there all the same, and what comes behind them of their keys will be.
+            for Leaving { item, hold } in leaving {
+                self.lot.rewind_to(Place::of(&item.work.delivery), hold.as_ref());
+            }
+        }
         match underway {
             Underway::Park(mut leaving) if error.lasting && leaving.len() == 1 => {
                 if let Some(Leaving { item, hold }) = leaving.pop() {
@@ -656,7 +685,7 @@ impl Lane {
                 self.queue.halt(item.key());
                 self.halted.push(item.work);
             }
-            Debt::Parked(_) => {
+            Debt::Parked { .. } => {
                 let hold = HoldKey::of(&item.work.delivery);
                 if self.lot.keys.contains_key(&hold) {
                     self.put_back(item, &hold, None, now, 0.0);
@@ -694,10 +723,10 @@ impl Lane {
                     self.live_bytes = self.live_bytes.saturating_sub(super::machine::cost(&delivery.event));
                     finished.settled.push(ticket);
                 }
-                Debt::Parked(row) => {
+                Debt::Parked { row, held } => {
                     self.lot.loaded.remove(&row);
                     self.lot.rows = self.lot.rows.saturating_sub(1);
-                    self.row_left(delivery, now);
+                    self.row_left(held, delivery, now);
                 }
             }
             self.free(delivery, item.is_live());
@@ -715,7 +744,7 @@ impl Lane {
                 continue;
             }
             let id = row.id;
-            let item = self.item(row, now);
+            let item = self.item(row, false, now);
             self.lot.loaded.insert(id);
             match self.lot.holds(&item) {
                 Some(hold) => self.lot.mark(id, hold),
@@ -745,7 +774,7 @@ impl Lane {
                 continue;
             }
             let id = row.id;
-            let mut item = self.item(row, now);
+            let mut item = self.item(row, true, now);
             self.lot.loaded.insert(id);
             if skip.as_ref() == Some(&item.work.delivery.event.id) {
                 finished.notes.push(Note::Skipped {
@@ -779,7 +808,7 @@ impl Lane {
     }
 
     /// A row as a delivery in memory.
-    fn item(&self, row: Stored, now: Instant) -> Item {
+    fn item(&self, row: Stored, held: bool, now: Instant) -> Item {
         let policy = self.lot.policy.as_ref();
         let fields = policy.map_or(&[][..], |policy| policy.fields);
         let Stored { id, event, target, ordering_key, dedup_id, route, attempts, rejected, errors, .. } = row;
@@ -791,7 +820,7 @@ impl Lane {
         let delivery = Delivery { event, target, ordering_key, dedup_id, attempt: 0 };
         let work = Work {
             delivery,
-            debt: Debt::Parked(id),
+            debt: Debt::Parked { row: id, held },
             // A route that is there no more has no metrics.
             route: number.and_then(|number| u16::try_from(number).ok()).unwrap_or(u16::MAX),
             invalid: rejected.map(|(reason, message)| rejection_of(&reason, &message)),

@@ -56,7 +56,7 @@ impl Queue {
                 Entry::Occupied(mut entry) => {
                     let busy = entry.get_mut();
                     busy.live += usize::from(work.is_live());
-                    if busy.head != head || !busy.behind.is_empty() {
+                    if busy.head != head {
                         if busy.behind.is_empty() {
                             // Many keys with one event behind are common: no room for four at once.
                             busy.behind.reserve_exact(1);
@@ -193,8 +193,9 @@ impl Queue {
         out
     }
 
-    /// Takes out the deliveries of this key that are in here, in the order of commits; what is behind a delivery from the
-    /// stream that is in flight or waits elsewhere stays. As [`Queue::take_live`], these may be written down.
+    /// Takes out the deliveries of this key that are in here, in the order of commits; what came from the stream and is
+    /// behind another such delivery, in flight or waiting elsewhere, stays. As [`Queue::take_live`], these may be written
+    /// down.
     pub(super) fn take_key(&mut self, key: &ByteString) -> Vec<Item> {
         let mut out = Vec::new();
         let Some(busy) = self.keys.get_mut(key) else { return out };
@@ -208,11 +209,15 @@ impl Queue {
                 out.extend(leaving);
             }
         }
-        if busy.behind.iter().filter(|item| item.is_live()).count() == busy.live {
-            self.behind -= busy.behind.len();
+        let outstanding = busy.behind.iter().filter(|item| item.is_live()).count() < busy.live;
+        let (leaving, staying): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut busy.behind).into_iter().partition(|item| !(outstanding && item.is_live()));
+        busy.behind = staying.into();
+        self.behind -= leaving.len();
+        if !outstanding {
             busy.live = 0;
-            out.extend(std::mem::take(&mut busy.behind));
         }
+        out.extend(leaving);
         if busy.open == 0 {
             self.pass_on(key);
         }

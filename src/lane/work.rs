@@ -19,7 +19,12 @@ pub enum Debt {
     /// It came from the stream: a ticket at the checkpoint.
     Stream(Ticket),
     /// It came from `walgate.parked`: the row with this number is deleted.
-    Parked(i64),
+    Parked {
+        /// The row's number.
+        row: i64,
+        /// In the table, it waits for its key; else for its sink.
+        held: bool,
+    },
 }
 
 impl From<Ticket> for Debt {

@@ -392,13 +392,7 @@ impl World {
 
     fn revive(&mut self, event: u64) {
         let filter = Filter { event_id: Some(event.to_string()), ..Filter::default() };
-        self.revived.extend(
-            self.shelf
-                .dead
-                .values()
-                .filter_map(|row| row.parcel.delivery.event.id.parse::<u64>().ok())
-                .filter(|id| *id == event),
-        );
+        self.revived.insert(event);
         self.lane.revive(1, filter, 0, "r1".into());
     }
 
