@@ -19,7 +19,7 @@ use crate::{
     error::ExitStatus,
     lane::{DeliveryOutcome, LaneSettings, Observer, SinkSource},
     metrics::{Metrics, SinkMetrics},
-    pipeline::{Gateway, Identity, Intake, LanePlan, Lanes, Pulse, SourceState, StatusBoard, Summary},
+    pipeline::{BudgetWatch, Gateway, Identity, Intake, LanePlan, Lanes, Pulse, SourceState, StatusBoard, Summary},
     postgres::ConnectSettings,
     registry::Registry,
     source::StreamOptions,
@@ -265,6 +265,7 @@ fn assemble(
         nap: config.source.nap.0,
         max_frame: usize::try_from(config.limits.event.0).unwrap_or(usize::MAX),
     };
+    let budget = BudgetWatch::spawn(session.slots(), &config.wal_budget, board.clone());
     Gateway {
         settings,
         options,
@@ -272,6 +273,7 @@ fn assemble(
         checkpoint,
         lanes,
         session,
+        budget,
         limits: config.limits.clone(),
         board,
         shutdown_timeout: config.shutdown_timeout.0,
