@@ -18,7 +18,7 @@ use crate::{
     control::{self, Finding, Link, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
     error::ExitStatus,
     metrics::Metrics,
-    pipeline::{Gateway, Identity, Intake, Lanes, Pulse, SourceState, StatusBoard, Summary},
+    pipeline::{BudgetWatch, Gateway, Identity, Intake, Lanes, Pulse, SourceState, StatusBoard, Summary},
     postgres::ConnectSettings,
     registry::Registry,
     source::StreamOptions,
@@ -264,6 +264,7 @@ fn assemble(
         nap: config.source.nap.0,
         max_frame: usize::try_from(config.limits.event.0).unwrap_or(usize::MAX),
     };
+    let budget = BudgetWatch::spawn(session.slots(), &config.wal_budget, board.clone());
     Gateway {
         settings,
         options,
@@ -271,6 +272,7 @@ fn assemble(
         checkpoint,
         lanes,
         session,
+        budget,
         limits: config.limits.clone(),
         board,
         shutdown_timeout: config.shutdown_timeout.0,

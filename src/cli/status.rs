@@ -138,6 +138,7 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
             None => writeln!(out, " (no limit: max_slot_wal_keep_size is not set)")?,
         }
     }
+    render_budget(out, &status["wal_budget"])?;
     writeln!(out, "  WAL         {}", text(&status["wal_holder"]))?;
     for sink in status["sinks"].as_array().into_iter().flatten() {
         render_sink(out, sink)?;
@@ -146,6 +147,22 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
         writeln!(out, "not ready: {}", text(reason))?;
     }
     Ok(())
+}
+
+/// Nothing is said of a budget that has no bound: the line of the slot says so.
+fn render_budget(out: &mut String, budget: &Value) -> std::fmt::Result {
+    let (Some(bytes), Some(used)) = (budget["bytes"].as_u64(), budget["used_ratio"].as_f64()) else { return Ok(()) };
+    let level = budget["level"].as_str().unwrap_or("?");
+    let bound = budget["bound"].as_str().unwrap_or("?");
+    write!(out, "  budget      {}: {:.1}% of {} used ({bound})", paint(level), used * 100.0, size(bytes))?;
+    match (budget["seconds_left"].as_f64(), budget["bytes_per_second"].as_f64()) {
+        (Some(left), _) if left <= 0.0 => writeln!(out, ", nothing left"),
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, for people")]
+        (Some(_), Some(rate)) => {
+            writeln!(out, ", {} more each second: {} left", size(rate as u64), seconds(&budget["seconds_left"]))
+        }
+        _ => writeln!(out, ", not growing"),
+    }
 }
 
 fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
@@ -189,8 +206,8 @@ fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
 fn paint(state: &str) -> String {
     use anstyle::AnsiColor::{Green, Red, Yellow};
     let color = match state {
-        "streaming" | "up" | "limited" => Green,
-        "down" | "halted" | "closed" => Red,
+        "streaming" | "up" | "limited" | "calm" => Green,
+        "down" | "halted" | "closed" | "act" | "last" => Red,
         _ => Yellow,
     };
     let style = color.on_default().bold();
@@ -235,6 +252,8 @@ mod tests {
                             "unsettled_bytes": 2400 },
             "inflight_limit_bytes": 8_388_608,
             "server_slots": { "slot": { "retained_bytes": 20_971_520, "lag_bytes": 4096, "safe_wal_size": null } },
+            "wal_budget": { "bytes": 33_554_432, "bound": "wal_budget.bytes", "used_ratio": 0.625, "level": "warn",
+                "seconds_left": 1_234.5, "bytes_per_second": 10_192.7 },
             "wal_holder": "sink `partner` holds the checkpoint with event 42 (61 s old)",
             "sinks": [{ "name": "partner", "kind": "webhook", "state": "retrying", "queued": 1, "in_flight": 1,
                 "backing_off": 1, "halted": 0, "unsettled": 3, "attempts": 17, "lag_bytes": 4096, "lag_seconds": 61.0,
@@ -244,6 +263,29 @@ mod tests {
             "not_ready": ["sink `partner` has settled nothing for 61 s: 503 Service Unavailable"]
         });
         insta::assert_snapshot!("status", anstream::adapter::strip_str(&render(&status)).to_string());
+    }
+
+    #[test]
+    fn a_budget_says_how_much_is_used_and_how_long_it_lasts() {
+        let told = |budget: Value| {
+            let mut out = String::new();
+            render_budget(&mut out, &budget).unwrap();
+            anstream::adapter::strip_str(&out).to_string()
+        };
+        let budget = |left: Value, rate: Value| {
+            serde_json::json!({ "bytes": 1 << 26, "bound": "max_slot_wal_keep_size", "used_ratio": 0.5, "level": "warn",
+                "seconds_left": left, "bytes_per_second": rate })
+        };
+        let head = "  budget      warn: 50.0% of 64.0 MiB used (max_slot_wal_keep_size)";
+        for (left, rate, tail) in [
+            (90.0.into(), 2048.0.into(), ", 2.0 KiB more each second: 1m 30s left"),
+            (0.0.into(), Value::Null, ", nothing left"),
+            (Value::Null, (-5.0).into(), ", not growing"),
+        ] {
+            assert_eq!(told(budget(left, rate)), format!("{head}{tail}\n"));
+        }
+        assert_eq!(told(serde_json::json!({ "bytes": null, "used_ratio": null, "level": "calm" })), "");
+        assert_eq!(told(Value::Null), "");
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 
+use walgate_sink::ByteSize;
+
 use super::{
+    explain,
     key::KeySource,
-    model::{Config, Delivery},
+    model::{AtLast, Config, Delivery, WalBudget},
     path::KeyPath,
+    snippet::printable,
 };
 
 /// Faults of the core configuration: path and message.
@@ -46,10 +50,13 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
         ("run_ahead", limits.run_ahead, 1 << 20, 1 << 50),
     ];
     for (key, value, least, most) in bounds {
-        let (least, most) = (walgate_sink::ByteSize(least), walgate_sink::ByteSize(most));
+        let (least, most) = (ByteSize(least), ByteSize(most));
         if value < least || value > most {
             fault(&format!("limits.{key}"), format!("must be from {least} to {most}"));
         }
+    }
+    for (key, message) in wal_budget(&config.wal_budget) {
+        fault(&format!("wal_budget.{key}"), message);
     }
     if let Err(message) = listen_address(&config.admin.listen) {
         fault("admin.listen", message);
@@ -84,6 +91,53 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
         }
     }
     faults
+}
+
+/// Faults of `wal_budget` that need no more than itself: key below it and message.
+fn wal_budget(budget: &WalBudget) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    let mut fault = |key: &str, message: String| faults.push((key.to_owned(), message));
+    let (least, most) = (ByteSize(1 << 20), ByteSize(1 << 50));
+    if budget.bytes.is_some_and(|bytes| bytes < least || bytes > most) {
+        fault("bytes", format!("must be from {least} to {most}; left out, it is what max_slot_wal_keep_size says"));
+    }
+    let levels = [("warn", budget.warn), ("act", budget.act), ("last", budget.last)];
+    for ((lower, below), (upper, above)) in levels.into_iter().zip(levels.into_iter().skip(1)) {
+        if above <= below {
+            fault(upper, format!("must be more than `{lower}` ({below}): warn, act and last ascend"));
+        }
+    }
+    match (budget.at_last, budget.sacrifice.as_slice()) {
+        (AtLast::Hold, [_, ..]) => fault(
+            "sacrifice",
+            "sinks are given up with `at_last: sacrifice` only: say so, or leave `sacrifice` out".to_owned(),
+        ),
+        (AtLast::Sacrifice, []) => fault(
+            "at_last",
+            "no sink is named that may be given up: name one at least under `sacrifice`, or write `at_last: hold`"
+                .to_owned(),
+        ),
+        _ => {}
+    }
+    for (index, name) in budget.sacrifice.iter().enumerate() {
+        if budget.sacrifice.iter().take(index).any(|before| before == name) {
+            fault(&format!("sacrifice[{index}]"), format!("sink `{}` is named twice", printable(name, 64)));
+        }
+    }
+    faults
+}
+
+/// Names under `wal_budget.sacrifice` that no sink has.
+pub(crate) fn sacrifice(budget: &WalBudget, sinks: &[String]) -> Vec<(KeyPath, String)> {
+    let unknown = |(_, name): &(usize, &String)| !sinks.contains(name);
+    let fault = |(index, name): (usize, &String)| {
+        let suggestion = explain::suggestion(name, sinks);
+        let join = if suggestion.is_empty() { ";" } else { "" };
+        let message =
+            format!("there is no sink `{}`{suggestion}{join} sinks: {}", printable(name, 64), explain::list(sinks));
+        (KeyPath::from("wal_budget.sacrifice").index(index), message)
+    };
+    budget.sacrifice.iter().enumerate().filter(unknown).map(fault).collect()
 }
 
 /// Faults of a sink's `delivery`: key below it and message.

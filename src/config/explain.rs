@@ -112,6 +112,7 @@ pub(crate) fn wrong_type(expected: &str, value: &Value, concealed: bool) -> Stri
         Value::Null => ": give it a value, or leave the key out",
         Value::Number(_) if expected.starts_with("a duration") => ": add the unit",
         Value::Number(_) if expected.starts_with("a size") => ": add the unit",
+        Value::Number(_) if expected.starts_with("a percentage") => ": add the sign",
         Value::Number(_) | Value::Bool(_) if expected == "a string" || expected.starts_with("one value or a list") => {
             ": put it in quotes"
         }

@@ -11,6 +11,7 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
+    checks,
     errors::{ConfigErrors, Finding, Warning, place},
     explain,
     layers::Override,
@@ -178,6 +179,16 @@ pub fn load_with_routes(
         sinks.as_ref().and_then(Value::as_object).into_iter().flat_map(Map::keys).cloned().collect();
     let sinks = sinks::load(sinks, catalog, &mut loading);
     if let Some(config) = &config {
+        let mut known = named.clone();
+        known.extend(sinks.iter().map(|sink| sink.name.clone()).filter(|name| !named.contains(name)));
+        // Where there is no sink at all, that is said.
+        let unknown = if known.is_empty() { Vec::new() } else { checks::sacrifice(&config.wal_budget, &known) };
+        for (path, message) in unknown {
+            if !loading.is_broken(&path) && !loading.has_error_at(&path) && !loading.is_full() {
+                let message = loading.map.hidden.scrub(&path, &message);
+                loading.error(&path, Point::Value, message);
+            }
+        }
         let faulty: Vec<String> =
             named.into_iter().filter(|name| !sinks.iter().any(|sink| sink.name == *name)).collect();
         for (path, message) in routes(&Readable { config, sinks: &sinks, faulty_sinks: &faulty }) {

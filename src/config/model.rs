@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
-use super::{KeySource, Rate};
+use super::{KeySource, Percent, Rate};
 
 /// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -24,6 +24,8 @@ pub struct Config {
     pub unrouted: Unrouted,
     /// Bounds on memory and on what a restart repeats.
     pub limits: Limits,
+    /// WAL that the server may keep for the slot, and what is done before it is used up.
+    pub wal_budget: WalBudget,
     /// The HTTP interface.
     pub admin: Admin,
     /// Time that a shutdown may take to drain, before it stops regardless.
@@ -39,6 +41,7 @@ impl Default for Config {
             routes: Vec::new(),
             unrouted: Unrouted::default(),
             limits: Limits::default(),
+            wal_budget: WalBudget::default(),
             admin: Admin::default(),
             shutdown_timeout: HumanDuration(Duration::from_secs(10)),
         }
@@ -47,7 +50,7 @@ impl Default for Config {
 
 /// The keys of the configuration's root.
 pub(crate) const ROOT_KEYS: &[&str] =
-    &["source", "outbox", "sinks", "routes", "unrouted", "limits", "admin", "shutdown_timeout"];
+    &["source", "outbox", "sinks", "routes", "unrouted", "limits", "wal_budget", "admin", "shutdown_timeout"];
 
 /// The keys of a sink's `delivery`.
 pub(crate) const DELIVERY_KEYS: &[&str] = &[
@@ -429,6 +432,49 @@ impl Default for Limits {
             parked: ParkedLimits::default(),
         }
     }
+}
+
+/// `wal_budget:`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WalBudget {
+    /// WAL that the server may keep for the slot; none: as much as `max_slot_wal_keep_size` lets it. Where both say
+    /// something, the smaller one counts.
+    pub bytes: Option<ByteSize>,
+    /// The part from which on it is worth a warning.
+    pub warn: Percent,
+    /// The part from which on the sink that holds the WAL is to let go of it, without a loss.
+    pub act: Percent,
+    /// The part from which on there is no time left.
+    pub last: Percent,
+    /// What happens at `last`.
+    pub at_last: AtLast,
+    /// The sinks that are given up at `last`, in this order.
+    pub sacrifice: Vec<String>,
+}
+
+impl Default for WalBudget {
+    fn default() -> Self {
+        WalBudget {
+            bytes: None,
+            warn: Percent::new(50),
+            act: Percent::new(75),
+            last: Percent::new(90),
+            at_last: AtLast::default(),
+            sacrifice: Vec::new(),
+        }
+    }
+}
+
+/// `wal_budget.at_last:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AtLast {
+    /// Nothing is given up: the slot may be lost, or the disk filled, in the end.
+    #[default]
+    Hold,
+    /// What the sinks under `sacrifice` still owe is given up for them, so that the slot and the other sinks live.
+    Sacrifice,
 }
 
 /// `admin:`

@@ -140,8 +140,12 @@ impl Loading {
         });
         let faulty: Vec<KeyPath> = reading.faults.iter().map(|fault| fault.path.clone()).collect();
         let config = self.take(&root, reading);
+        // Keys that are judged by each other: beside a faulty one the others have nothing to be judged by.
+        let budget = KeyPath::root().key("wal_budget");
+        let unjudged =
+            |path: &KeyPath, faulty: &KeyPath| faulty.touches(path) || (budget.holds(path) && budget.holds(faulty));
         for (path, message) in config.iter().flat_map(checks::core) {
-            if !self.is_broken(&path) && !faulty.iter().any(|faulty| faulty.touches(&path)) {
+            if !self.is_broken(&path) && !faulty.iter().any(|faulty| unjudged(&path, faulty)) {
                 self.error(&path, Point::Value, message);
             }
         }

@@ -13,6 +13,7 @@ pub mod requests;
 pub mod session;
 pub mod setup;
 pub mod slot;
+pub mod wal_budget;
 
 pub use create::{Created, create_if_absent};
 pub use finding::{Finding, FindingCode, Severity, only_waits};
@@ -24,3 +25,4 @@ pub use query::{QueryError, describe};
 pub use session::{Session, SessionEvent, SessionOptions, SessionState};
 pub use setup::{Inspection, Setup, Step, StepOutcome, Stopped};
 pub use slot::{SlotReport, SlotStatus, WalHolder, slot_report, slot_status};
+pub use wal_budget::{Bound, Level, WalMeter, WalUse};

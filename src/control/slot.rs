@@ -113,19 +113,6 @@ pub struct SlotStatus {
     pub in_recovery: bool,
 }
 
-impl SlotStatus {
-    /// How much of the server's WAL budget for slots is used, from 0 to 1; none where no limit is set.
-    #[must_use]
-    #[allow(clippy::cast_precision_loss, reason = "a ratio for an alarm")]
-    pub fn wal_budget_ratio(&self) -> Option<f64> {
-        if self.wal_status == Some(WalStatus::Lost) {
-            return Some(1.0);
-        }
-        let (retained, safe) = (self.retained_bytes? as f64, self.safe_wal_size?.max(0) as f64);
-        if retained + safe > 0.0 { Some(retained / (retained + safe)) } else { Some(0.0) }
-    }
-}
-
 /// A slot that keeps WAL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WalHolder {
@@ -285,6 +272,34 @@ fn report(answer: Answer, slot: &str) -> SlotReport {
 }
 
 #[cfg(test)]
+impl SlotReport {
+    /// A slot `walgate` for which so much is kept, and so much may still be written.
+    pub(crate) fn sample(retained: Option<u64>, safe: Option<i64>, status: WalStatus) -> SlotReport {
+        let slot = SlotStatus {
+            name: "walgate".into(),
+            logical: true,
+            plugin: Some("pgoutput".into()),
+            database: Some("shop".into()),
+            temporary: false,
+            active: true,
+            user: None,
+            restart_lsn: None,
+            confirmed_flush_lsn: None,
+            catalog_xmin: None,
+            current_wal_lsn: None,
+            retained_bytes: retained,
+            lag_bytes: None,
+            wal_status: Some(status),
+            safe_wal_size: safe,
+            invalidation_reason: None,
+            inactive_since: None,
+            in_recovery: false,
+        };
+        SlotReport { slot: Some(slot), holders: Vec::new(), current_wal_lsn: None, in_recovery: false }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -314,7 +329,6 @@ mod tests {
         let slot = report.slot.clone().unwrap();
         assert_eq!((slot.retained_bytes, slot.lag_bytes), (Some(16 << 20), Some(8 << 20)));
         assert_eq!(slot.wal_status, Some(WalStatus::Extended));
-        assert_eq!(slot.wal_budget_ratio(), Some(0.5));
         assert_eq!(slot.user.unwrap().to_string(), "PID 42 (role walgate, application walgate)");
         assert_eq!(report.holders.iter().map(|holder| holder.slot.as_str()).collect::<Vec<_>>(), ["other", "walgate"]);
         assert_eq!(
@@ -324,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_slot_keeps_nothing_and_uses_the_whole_budget() {
+    fn a_lost_slot_keeps_nothing() {
         let report = report(
             answer(serde_json::json!({
                 "in_recovery": false, "current_wal_lsn": "0/3000000", "slots": [
@@ -335,7 +349,7 @@ mod tests {
         );
         assert_eq!(report.who_holds_the_wal(), None);
         let slot = report.slot.unwrap();
-        assert_eq!((slot.retained_bytes, slot.lag_bytes, slot.wal_budget_ratio()), (None, Some(32 << 20), Some(1.0)));
+        assert_eq!((slot.retained_bytes, slot.lag_bytes), (None, Some(32 << 20)));
     }
 
     #[test]

@@ -116,6 +116,9 @@ pub struct Metrics {
     pub inflight_bytes: Gauge,
     replication_lag_bytes: Known,
     slot_retained_bytes: Known,
+    wal_budget_ratio: Known<f64>,
+    wal_budget_bytes: Known,
+    wal_budget_seconds_left: Known<f64>,
     checkpoint_lsn: Known,
     readings: Readings,
     /// 1 while events are streamed from PostgreSQL.
@@ -176,6 +179,9 @@ impl Metrics {
             inflight_bytes: Gauge::default(),
             replication_lag_bytes: Known::default(),
             slot_retained_bytes: Known::default(),
+            wal_budget_ratio: Known::default(),
+            wal_budget_bytes: Known::default(),
+            wal_budget_seconds_left: Known::default(),
             checkpoint_lsn: Known::default(),
             readings: Readings::default(),
             streaming: Gauge::default(),
@@ -257,6 +263,22 @@ impl Metrics {
             metrics.slot_retained_bytes.clone(),
         );
         registry.register(
+            "wal_budget_ratio",
+            "Part of the WAL that the server may keep for the slot which it keeps: 1 is all of it",
+            metrics.wal_budget_ratio.clone(),
+        );
+        registry.register_with_unit(
+            "wal_budget",
+            "WAL that the server may keep for the slot",
+            Unit::Bytes,
+            metrics.wal_budget_bytes.clone(),
+        );
+        registry.register(
+            "wal_budget_seconds_left",
+            "Time until that is used up, if it goes on as in the last minutes",
+            metrics.wal_budget_seconds_left.clone(),
+        );
+        registry.register(
             "checkpoint_lsn",
             "What is confirmed to PostgreSQL: an LSN as a number of bytes",
             metrics.checkpoint_lsn.clone(),
@@ -303,6 +325,13 @@ impl Metrics {
     pub fn slot(&self, lag: Option<u64>, retained: Option<u64>) {
         self.replication_lag_bytes.set(lag);
         self.slot_retained_bytes.set(retained);
+    }
+
+    /// How much of the WAL budget is used, how large it is, and how long it lasts; `None`: not known.
+    pub fn wal_budget(&self, ratio: Option<f64>, bytes: Option<u64>, seconds_left: Option<f64>) {
+        self.wal_budget_ratio.set(ratio);
+        self.wal_budget_bytes.set(bytes);
+        self.wal_budget_seconds_left.set(seconds_left);
     }
 
     /// The confirmed flush LSN as a number of bytes from the beginning of WAL, and the bytes of unsettled events.
@@ -467,9 +496,14 @@ mod tests {
         let shown = |metrics: &Metrics, line: &str| {
             metrics.encode(Format::OpenMetrics).lines().any(|found| found.starts_with(line))
         };
-        for name in ["walgate_replication_lag_bytes", "walgate_slot_retained_bytes", "walgate_checkpoint_lsn"] {
+        let unknown = ["replication_lag_bytes", "slot_retained_bytes", "checkpoint_lsn", "wal_budget_ratio"];
+        for name in unknown.map(|name| format!("walgate_{name}")) {
+            let name = name.as_str();
             assert!(!shown(&metrics, name), "{name}");
         }
+        metrics.wal_budget(Some(0.5), Some(64), None);
+        assert!(shown(&metrics, "walgate_wal_budget_ratio 0.5") && shown(&metrics, "walgate_wal_budget_bytes 64"));
+        assert!(!shown(&metrics, "walgate_wal_budget_seconds_left"));
         metrics.slot(Some(5), None);
         assert!(shown(&metrics, "walgate_replication_lag_bytes 5") && !shown(&metrics, "walgate_slot_retained_bytes"));
         metrics.slot(None, Some(6));

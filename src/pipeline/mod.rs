@@ -3,6 +3,7 @@
 //! [`Gateway::run`] connects, streams, reconnects with a pause, and at the end drains. What it does about each way in
 //! which a connection ends stands in one place, `Gateway::after`.
 
+mod budget;
 mod connection;
 mod intake;
 mod lanes;
@@ -18,6 +19,7 @@ use walgate_sink::Lsn;
 
 use self::connection::{Ended, SessionGuard};
 pub use self::{
+    budget::BudgetWatch,
     intake::{Intake, IntakeError},
     lanes::{Ending, LanePlan, Lanes, NamedLane},
     pulse::{Pulse, is_alive},
@@ -73,6 +75,8 @@ pub struct Gateway {
     pub lanes: Lanes,
     /// The SQL connection.
     pub session: Session,
+    /// How much of the WAL budget is used: its level says when a lane has to let go.
+    pub budget: BudgetWatch,
     /// Bounds.
     pub limits: Limits,
     /// Where the state is shown.

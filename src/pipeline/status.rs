@@ -11,7 +11,7 @@ use walgate_sink::Lsn;
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointStatus},
-    control::SlotReport,
+    control::{SlotReport, WalUse},
     lane::{LaneState, LaneStatus},
     metrics::{Format, Metrics},
     pipeline::NamedLane,
@@ -102,6 +102,8 @@ pub struct GatewayStatus {
     pub sinks: Vec<SinkStatus>,
     /// The slot as the server sees it, and who else keeps WAL; none: not known yet.
     pub server_slots: Option<Arc<SlotReport>>,
+    /// How much of the WAL that the server may keep for the slot is used; none: not known yet.
+    pub wal_budget: Option<WalUse>,
     /// Who keeps the server from removing WAL, as a sentence.
     pub wal_holder: String,
     /// What keeps `/readyz` from saying yes.
@@ -121,6 +123,7 @@ struct Shared {
     checkpoint: Mutex<Option<Checkpoint>>,
     lanes: Mutex<Vec<NamedLane>>,
     slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
+    wal_use: Mutex<Option<WalUse>>,
     inflight_limit: u64,
     stuck_after: Duration,
     metrics: Metrics,
@@ -148,6 +151,7 @@ impl StatusBoard {
                 checkpoint: Mutex::new(None),
                 lanes: Mutex::default(),
                 slot: Mutex::default(),
+                wal_use: Mutex::default(),
                 inflight_limit,
                 stuck_after,
                 metrics,
@@ -166,6 +170,17 @@ impl StatusBoard {
 
     pub(super) fn set_slot(&self, slot: watch::Receiver<Option<Arc<SlotReport>>>) {
         *lock(&self.shared.slot) = Some(slot);
+    }
+
+    /// So much of the WAL budget is used.
+    pub(super) fn wal_use(&self, seen: WalUse) {
+        self.shared.metrics.wal_budget(seen.used_ratio, seen.bytes, seen.seconds_left);
+        *lock(&self.shared.wal_use) = Some(seen);
+    }
+
+    /// Who keeps the server from removing WAL, as a sentence.
+    pub(super) fn wal_holder(&self) -> String {
+        self.status().wal_holder
     }
 
     /// The source has entered a state.
@@ -231,6 +246,7 @@ impl StatusBoard {
             wal_holder: wal_holder(&sinks, server.as_deref()),
             sinks,
             server_slots: server,
+            wal_budget: lock(&self.shared.wal_use).clone(),
             not_ready,
         }
     }

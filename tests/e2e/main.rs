@@ -55,6 +55,7 @@ mod sqs;
 mod streams;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod tasks;
+mod wal_budget;
 mod wal_positions;
 #[cfg(feature = "webhook")]
 mod webhook;

@@ -73,6 +73,9 @@ const FAMILIES: &[(&str, &str, Option<&str>)] = &[
     ("walgate_slot_retained_bytes", "gauge", Some("bytes")),
     ("walgate_start_time_seconds", "gauge", Some("seconds")),
     ("walgate_streaming", "gauge", None),
+    ("walgate_wal_budget_bytes", "gauge", Some("bytes")),
+    ("walgate_wal_budget_ratio", "gauge", None),
+    ("walgate_wal_budget_seconds_left", "gauge", None),
 ];
 
 #[test]

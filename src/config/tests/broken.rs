@@ -75,6 +75,18 @@ broken! {
         "shutdown_timeout: 2h\n",
         "sinks: { out: { stdout: {}, delivery: { concurrency: 0, batch: 0, timeout: 0s, linger: 2m, retry: { initial: 2m } } } }\n",
     );
+    c1_wal_budget: concat!(
+        "wal_budget:\n  bytes: 1KiB\n  warn: 80%\n  act: 75%\n  last: 75%\n  at_last: sacrifice\n",
+        "sinks: { out: { stdout: {} } }\n",
+    );
+    c1_wal_budget_sacrifice: concat!(
+        "wal_budget: { last: 70%, sacrifice: [audit, partnr, audit, \"x\\e[31m\"] }\n",
+        "sinks: { audit: { stdout: {} }, partner: { stdout: {} } }\n",
+    );
+    c1_wal_budget_types: concat!(
+        "wal_budget: { byte: 1GiB, bytes: 5, warn: 50, act: 0%, last: 7.5%, at_last: sacrifise, sacrifice: audit }\n",
+        "sinks: { audit: { stdout: {} } }\n",
+    );
     c1_sinks_missing: "source: { slot: a }\n";
     c1_sinks_empty: "source: { slot: a }\nsinks: {}\n";
     c1_sinks_a_list: "sinks:\n  - stdout\n";
