@@ -91,11 +91,12 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
     for partition in found.facts.table.iter().flat_map(|table| &table.partitions) {
         routing.reader.include(*partition);
     }
-    let usable = false; // found.facts.parking() == Parking::Usable
+    let (usable, paused) = tables_usable(&settings, &loaded.config.source.slot).await;
     if !usable {
         refuse_what_needs_tables(&loaded)?;
     }
     let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed, usable);
+    gateway.lanes.pause(&paused);
     match gateway.run(stop).await {
         Ok(summary) => {
             say_goodbye(&slot, &summary);
@@ -221,6 +222,16 @@ async fn create_slot(client: &tokio_postgres::Client, wanted: &Wanted) -> Result
     }
 }
 
+async fn tables_usable(settings: &ConnectSettings, slot: &str) -> (bool, Vec<String>) {
+    let Ok(Link { client, driver }) = setup::connect(settings).await else { return (false, Vec::new()) };
+    let driver = tokio::spawn(driver);
+    let sql = "SELECT to_regclass('walgate.parked') IS NOT NULL AND has_table_privilege('walgate.parked', 'INSERT')";
+    let usable = client.query_typed(sql, &[]).await.is_ok_and(|rows| rows.first().is_some_and(|row| row.get(0)));
+    let paused = if usable { control::requests::paused(&client, slot).await.unwrap_or_default() } else { Vec::new() };
+    driver.abort();
+    (usable, paused)
+}
+
 /// What cannot be done without walgate's own tables must not be taken for granted.
 fn refuse_what_needs_tables(loaded: &Loaded) -> Result<(), ExitStatus> {
     let needs = lanes::needs_tables(&loaded.config, &loaded.sinks);
@@ -276,6 +287,7 @@ fn assemble(
         limits: config.limits.clone(),
         board,
         shutdown_timeout: config.shutdown_timeout.0,
+        wal_budget: config.wal_budget.clone(),
         tables,
     }
 }

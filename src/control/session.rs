@@ -130,6 +130,12 @@ impl Session {
         self.client.borrow().clone()
     }
 
+    /// As [`Session::client`], for whoever lives longer than a look.
+    #[must_use]
+    pub fn clients(&self) -> watch::Receiver<Option<Arc<Client>>> {
+        self.client.clone()
+    }
+
     /// Waits for a connection that stands and returns its number.
     ///
     /// # Errors

@@ -123,6 +123,12 @@ impl LaneHandle {
         self.nudge();
     }
 
+    /// See [`Lane::sacrifice`].
+    pub fn sacrifice(&self, sacrificed: bool) {
+        self.0.lock().lane.sacrifice(sacrificed);
+        self.nudge();
+    }
+
     /// Leaves out an event that holds its key. Whether there is such an event.
     #[must_use]
     pub fn skip(&self, event_id: &str) -> bool {

@@ -138,6 +138,8 @@ pub(super) struct Burial {
     pub(super) item: Item,
     pub(super) reason: &'static str,
     pub(super) message: String,
+    /// Its key waits for it in the queue.
+    pub(super) busy: bool,
 }
 
 /// What is under way.

@@ -56,6 +56,8 @@ pub struct Lane {
     pub(super) paused_since: Option<Instant>,
     /// PostgreSQL keeps more WAL than the budget allows.
     pub(super) pressed: bool,
+    /// The budget is used up, and this sink is one of those that are given up.
+    pub(super) sacrificed: bool,
     /// A moment, and the wall clock's time then.
     pub(super) clock: (Instant, Timestamp),
 }
@@ -121,6 +123,7 @@ impl Lane {
             paused: false,
             paused_since: None,
             pressed: false,
+            sacrificed: false,
             clock: (now, wall),
             rate: policy.rate_limit.map(Bucket::new),
             policy,

@@ -103,6 +103,7 @@ impl Lane {
         {
             self.begin_parking(now, why, finished);
         }
+        self.give_up_live();
         if self.lot.mode == Mode::On && self.lot.caught_up && self.lot.underway.is_none() && self.wants_live() {
             self.end_parking(now, finished);
         }
@@ -147,6 +148,26 @@ impl Lane {
             return Some(format!("{what} for {}", humantime::format_duration(Duration::from_secs(lasted.as_secs()))));
         }
         (self.live_bytes >= policy.share).then(|| format!("{what}, and holds half of `limits.inflight`"))
+    }
+
+    /// Where the sink is sacrificed, what it is owed, and what cannot be parked, becomes dead letters.
+    fn give_up_live(&mut self) {
+        if !self.sacrificed || !matches!(self.lot.mode, Mode::Off | Mode::On) || self.wants_live() {
+            return;
+        }
+        if self.lot.mode == Mode::Off {
+            self.withdraw_live();
+        } else if !self.lot.is_full() {
+            return;
+        }
+        let (given_up, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.lot.leaving).into_iter().partition(|leaving| leaving.hold.is_none());
+        self.lot.leaving = kept.into();
+        for leaving in given_up {
+            self.lot.left(&leaving);
+            let message = "given up because the WAL budget is used up (`wal_budget.sacrifice`)".to_owned();
+            self.lot.burying.push_back(Burial { item: leaving.item, reason: "sacrificed", message, busy: false });
+        }
     }
 
     /// When [`Lane::tend`] will begin to park, if nothing changes before.
@@ -330,7 +351,7 @@ impl Lane {
     /// The delivery becomes a dead letter. Its key stays busy until it is one.
     pub(super) fn bury(&mut self, item: Item, reason: &'static str, message: String) {
         let reason = self.policy.dead_reason.unwrap_or(reason);
-        self.lot.burying.push_back(Burial { item, reason, message });
+        self.lot.burying.push_back(Burial { item, reason, message, busy: true });
     }
 
     /// Dead letters are to be attempted again: `run` is appended to their dedup ids. The answer is [`Lane::revived`].
@@ -676,7 +697,12 @@ impl Lane {
 
     /// The table cannot hold this dead letter: its key waits.
     fn unburiable(&mut self, burial: Burial, error: String, now: Instant, finished: &mut Finished) {
-        let Burial { item, message, .. } = burial;
+        let Burial { item, message, busy, .. } = burial;
+        if !busy {
+            // Given up for the sake of the WAL, and there is no room for it: it is owed still.
+            self.lot.leave(Leaving { item, hold: None });
+            return;
+        }
         let attempt = item.attempt();
         let message = format!("{message}; and it cannot be written into the table of dead letters: {error}");
         let rejection = walgate_sink::Rejection::new(walgate_sink::RejectReason::InvalidEvent, message);
@@ -714,7 +740,7 @@ impl Lane {
     }
 
     fn buried(&mut self, burials: Vec<Burial>, now: Instant, finished: &mut Finished) {
-        for Burial { item, reason, message } in burials {
+        for Burial { item, reason, message, busy } in burials {
             self.lot.dead_letters += 1;
             let attempt = item.attempt();
             let delivery = &item.work.delivery;
@@ -729,7 +755,9 @@ impl Lane {
                     self.row_left(held, delivery, now);
                 }
             }
-            self.free(delivery, item.is_live());
+            if busy {
+                self.free(delivery, item.is_live());
+            }
             self.progress_at = Some(now);
             finished.notes.push(Note::DeadLettered { attempt, reason, message });
         }
@@ -850,6 +878,12 @@ impl Lane {
             message: invalid.map(|rejection| rejection.message.clone()),
             errors: item.history.as_ref().map(|history| history.errors.iter().cloned().collect()).unwrap_or_default(),
         }
+    }
+
+    /// The WAL budget is used up, and this sink is one of those that are given up: what it is owed, while it does not
+    /// work and where it cannot be parked, becomes dead letters.
+    pub fn sacrifice(&mut self, sacrificed: bool) {
+        self.sacrificed = sacrificed;
     }
 
     /// Remembers a failed attempt.

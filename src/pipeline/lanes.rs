@@ -93,6 +93,14 @@ impl Lanes {
         &self.named
     }
 
+    /// Sends nothing to these sinks until somebody resumes them.
+    pub fn pause(&self, sinks: &[String]) {
+        for lane in self.named.iter().filter(|lane| sinks.contains(&lane.shelf)) {
+            tracing::warn!(sink = lane.name, "the sink is paused on an operator's request: `walgate resume` ends that");
+            lane.handle.pause(true);
+        }
+    }
+
     /// The lanes for pushing, by their place.
     pub fn handles(&self) -> Vec<LaneHandle> {
         self.named.iter().map(|lane| lane.handle.clone()).collect()

@@ -7,7 +7,9 @@ mod budget;
 mod connection;
 mod intake;
 mod lanes;
+mod pressure;
 mod pulse;
+mod requests;
 mod status;
 mod stop;
 mod window;
@@ -27,7 +29,7 @@ pub use self::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::Limits,
+    config::{Limits, WalBudget},
     control::Session,
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, SourceError, StreamOptions},
@@ -83,6 +85,8 @@ pub struct Gateway {
     pub board: StatusBoard,
     /// Time that the end may take.
     pub shutdown_timeout: Duration,
+    /// What is done about WAL that is kept.
+    pub wal_budget: WalBudget,
     /// Whether walgate's own tables may be used.
     pub tables: bool,
 }
@@ -118,6 +122,13 @@ impl Gateway {
     pub async fn run(mut self, stop: watch::Sender<bool>) -> Result<Summary, GatewayError> {
         self.board.set_lanes(self.checkpoint.clone(), self.lanes.named().to_vec());
         self.board.set_slot(self.session.slots());
+        let lanes = || self.lanes.named().to_vec();
+        let mut beside = tokio::task::JoinSet::new();
+        beside.spawn(pressure::serve(self.budget.level(), self.wal_budget.clone(), lanes(), self.board.clone()));
+        if self.tables {
+            let clients = self.session.clients();
+            beside.spawn(requests::serve(clients, self.options.slot.clone(), lanes()));
+        }
         let mut stopped = stop.subscribe();
         let mut state = Attempts { first: None, failures: 0 };
         let (stream, result) = loop {

@@ -1,29 +1,27 @@
 //! What operators ask for, through `walgate.requests`, one after another.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tokio_postgres::Client;
 
 use super::NamedLane;
 use crate::control::{
-    QueryError, dead_letters,
+    QueryError, parking,
     requests::{self, Answer, Request, Verb},
 };
 
 /// Pause between two looks.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What gives a connection, where there is one.
-pub type Clients = Box<dyn Fn() -> Option<std::sync::Arc<Client>> + Send + Sync>;
-
-/// Takes requests and answers them until it is dropped. `lane_of` a sink that is not there is an answer too.
-pub async fn serve(clients: Clients, slot: String, lanes: Vec<NamedLane>) {
+/// Takes requests and answers them until it is dropped.
+pub async fn serve(clients: watch::Receiver<Option<Arc<Client>>>, slot: String, lanes: Vec<NamedLane>) {
     // Retries that are under way: their requests are answered when their dead letters are on their way out.
     let mut reviving: HashMap<i64, String> = HashMap::new();
     loop {
         sleep(EVERY).await;
-        let Some(client) = clients() else { continue };
+        let client = clients.borrow().clone();
+        let Some(client) = client else { continue };
         if let Err(error) = turn(&client, &slot, &lanes, &mut reviving).await {
             tracing::debug!(%error, "requests cannot be read at present");
         }
@@ -47,8 +45,13 @@ async fn turn(
     while reviving.is_empty()
         && let Some(request) = requests::next(client, slot).await?
     {
-        tracing::info!(id = request.id, verb = request.verb.as_str(), sink = request.sink, by = request.asked_by,
-            "an operator asks");
+        tracing::info!(
+            id = request.id,
+            verb = request.verb.as_str(),
+            sink = request.sink,
+            by = request.asked_by,
+            "an operator asks"
+        );
         let done = carry_out(client, slot, &request, lanes).await?;
         match done {
             Some(done) => answer(client, request.id, done).await?,
@@ -59,7 +62,13 @@ async fn turn(
 }
 
 async fn answer(client: &Client, id: i64, answer: Answer) -> Result<(), QueryError> {
-    tracing::info!(id, failed = answer.failed, affected = answer.affected, outcome = answer.outcome, "request answered");
+    tracing::info!(
+        id,
+        failed = answer.failed,
+        affected = answer.affected,
+        outcome = answer.outcome,
+        "request answered"
+    );
     requests::answer(client, id, &answer).await
 }
 
@@ -76,7 +85,7 @@ async fn carry_out(
     let Some(lane) = lane else {
         let outcome = match &request.verb {
             Verb::Drop(filter) => {
-                let rows = dead_letters::delete(client, slot, sink, filter).await?;
+                let rows = parking::discard(client, slot, sink, filter).await?;
                 return Ok(said(false, format!("{rows} dead letters of sink `{sink}` are deleted"), rows));
             }
             _ => format!("this gateway has no sink `{sink}`"),
@@ -101,7 +110,7 @@ async fn carry_out(
             None
         }
         Verb::Drop(filter) => {
-            let rows = dead_letters::delete(client, slot, sink, filter).await?;
+            let rows = parking::discard(client, slot, sink, filter).await?;
             said(false, format!("{rows} dead letters of sink `{sink}` are deleted"), rows)
         }
     })

@@ -220,6 +220,17 @@ impl StatusBoard {
         metrics.encode(format)
     }
 
+    /// The sink that holds the checkpoint.
+    pub(super) fn holder(&self) -> Option<String> {
+        let lanes = lock(&self.shared.lanes).clone();
+        let oldest = |lane: &NamedLane| lane.handle.status().oldest.map(|oldest| oldest.position);
+        lanes
+            .iter()
+            .filter_map(|lane| Some((oldest(lane)?, lane.name.clone())))
+            .min_by_key(|(oldest, _)| *oldest)
+            .map(|(_, name)| name)
+    }
+
     fn slot_report(&self) -> Option<Arc<SlotReport>> {
         lock(&self.shared.slot).as_ref().and_then(|slot| slot.borrow().clone())
     }

@@ -38,6 +38,7 @@ mod kafka;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;
+mod parking;
 mod parking_store;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;

@@ -14,10 +14,12 @@
 //!
 //! Every table names the slot in its rows: two gateways in one database do not see each other's.
 
+mod discard;
 mod parcel;
 mod schema;
 mod sql;
 
+pub use discard::discard;
 pub use parcel::{Attempted, HoldKey, KEPT_ERRORS, Parcel, Place, Stored};
 pub use schema::{DEAD_LETTERS, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql};
 pub use sql::{SqlStore, SqlStoreOptions};

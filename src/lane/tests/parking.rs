@@ -40,6 +40,7 @@ enum Step {
     Sink(Mood),
     Pause(bool),
     Press(bool),
+    Sacrifice(bool),
     Crash,
     Revive {
         event: u64,
@@ -76,6 +77,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => mood.prop_map(Step::Sink),
         1 => any::<bool>().prop_map(Step::Pause),
         1 => any::<bool>().prop_map(Step::Press),
+        1 => any::<bool>().prop_map(Step::Sacrifice),
         1 => Just(Step::Crash),
         1 => (0u64..30).prop_map(|event| Step::Revive { event }),
         1 => (0u64..30).prop_map(|event| Step::Skip { event }),
@@ -180,6 +182,7 @@ impl World {
             Step::Sink(mood) => self.mood = mood,
             Step::Pause(paused) => self.lane.pause(paused, self.now),
             Step::Press(pressed) => self.lane.press(pressed),
+            Step::Sacrifice(sacrificed) => self.lane.sacrifice(sacrificed),
             Step::Crash => self.crash(),
             Step::Revive { event } => self.revive(event),
             Step::Skip { event } => {
@@ -401,6 +404,7 @@ impl World {
         self.mood = Mood::Well;
         self.lane.pause(false, self.now);
         self.lane.press(false);
+        self.lane.sacrifice(false);
         for _ in 0..5_000 {
             for flight in std::mem::take(&mut self.flights) {
                 self.finish(&flight, 1);

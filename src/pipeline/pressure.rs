@@ -1,0 +1,34 @@
+//! What is done about WAL that PostgreSQL keeps beyond its budget: the sinks that hold it are parked, and at the last those
+//! that the operator has named are given up.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::timeout};
+
+use super::{NamedLane, StatusBoard};
+use crate::{
+    config::{AtLast, WalBudget},
+    control::Level,
+};
+
+/// Another sink may hold the WAL by now.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Acts on the level until it is dropped.
+pub async fn serve(mut level: watch::Receiver<Level>, budget: WalBudget, lanes: Vec<NamedLane>, board: StatusBoard) {
+    loop {
+        // A change, or the next look.
+        if let Ok(Err(_)) = timeout(EVERY, level.changed()).await {
+            return;
+        }
+        let now = *level.borrow_and_update();
+        let holder = board.holder();
+        for lane in &lanes {
+            lane.handle.press(now >= Level::Act && holder.as_deref() == Some(&*lane.name));
+            let given_up = budget.at_last == AtLast::Sacrifice && budget.sacrifice.contains(&lane.name);
+            if given_up {
+                lane.handle.sacrifice(now >= Level::Last);
+            }
+        }
+    }
+}
