@@ -10,7 +10,7 @@ use tokio_postgres::{
     types::{FromSql, ToSql, Type},
 };
 
-use super::{parking::Filter, query::QueryError};
+use super::{finding::on_one_line, parking::Filter, query::QueryError};
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +136,8 @@ fn read(verb: &str, arguments: &str) -> Result<Verb, String> {
     let arguments: serde_json::Map<String, Value> =
         serde_json::from_str(arguments).map_err(|error| format!("its arguments cannot be read: {error}"))?;
     serde_json::from_value(json!({ "verb": verb, "arguments": arguments })).map_err(|error| {
-        format!("this version of walgate cannot carry it out: {error} (verb `{}`)", verb.escape_debug())
+        let error = on_one_line(&error.to_string());
+        format!("this version of walgate cannot carry out `{}`: {error}", on_one_line(verb))
     })
 }
 
@@ -259,7 +260,7 @@ mod tests {
             ("retry", "{", "its arguments cannot be read"),
             ("retry", "{\"keyy\": \"a\"}", "unknown field `keyy`"),
             ("drop", "[]", "invalid type: sequence"),
-            ("sk\nip", "{}", "unknown variant"),
+            ("sk\nip", "{}", "cannot carry out `sk\\nip`: unknown variant"),
             ("skip", "{}", "missing field `event_id`"),
         ] {
             let error = read(verb, arguments).unwrap_err();
