@@ -74,14 +74,18 @@ impl NatsServer {
         self.end(Signal::TERM);
     }
 
-    /// Replaces a text in its configuration, which it then reads again.
+    /// Replaces a text in its configuration; returns when the server goes by the new one.
     #[track_caller]
     pub fn reconfigure(&self, old: &str, new: &str) {
         let path = self.folder.join("nats.conf");
         let text = std::fs::read_to_string(&path).expect("nats.conf");
         assert!(text.contains(old), "{old} is not in its configuration");
         std::fs::write(path, text.replace(old, new)).expect("nats.conf");
+        let reloads = || self.log().matches("Reloaded server configuration").count();
+        let before = reloads();
         self.signal(Signal::HUP);
+        // Until then it takes what it took before.
+        wait::eventually(wait::DEADLINE, "nats-server has read its configuration again", || reloads() > before);
     }
 
     /// STOP and CONT.
