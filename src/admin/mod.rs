@@ -1,17 +1,22 @@
-//! The HTTP interface: `/livez`, `/readyz`, `/status`, `/metrics`. Read only, no secrets, no payloads.
+//! The HTTP interface: `/livez`, `/readyz`, `/status`, `/metrics`, which read only; and `POST /reload`, for whoever knows
+//! `admin.token`. No secrets, no payloads.
 
 mod serve;
+mod writes;
 
 use axum::{
     Json, Router,
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use tokio::net::TcpListener;
 
-pub use self::serve::serve;
+pub use self::{
+    serve::serve,
+    writes::{Wish, Writes},
+};
 use crate::{metrics::Format, pipeline::StatusBoard};
 
 /// Binds the address of `admin.listen`.
@@ -27,7 +32,11 @@ pub async fn bind(host: &str, port: u16) -> Result<TcpListener, String> {
     })
 }
 
-fn routes(board: StatusBoard) -> Router {
+fn routes(board: StatusBoard, writes: Writes) -> Router {
+    Router::new().route("/reload", post(writes::reload)).with_state(writes).merge(reads(board))
+}
+
+fn reads(board: StatusBoard) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))

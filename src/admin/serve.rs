@@ -13,6 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::Writes;
 use crate::pipeline::StatusBoard;
 
 /// Connections at once; more wait to be accepted.
@@ -28,8 +29,8 @@ const LAST_ANSWER: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, board: StatusBoard) {
-    let routes = super::routes(board);
+pub async fn serve(listener: TcpListener, board: StatusBoard, writes: Writes) {
+    let routes = super::routes(board, writes);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     // The semaphore is never closed.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use walgate_sink::{Batch, Capabilities, DeliveryReport, RejectReason, Rejection, SinkContext, SinkError};
 
-use super::setup;
+use super::setup::{self, Routing};
 use crate::{
     config::{Config, Delivery, OnOutage, OnReject, Route, Sink, Unrouted},
     control::parking::{ParkingStore, SqlStore, SqlStoreOptions},
     lane::{DeliveryOutcome, LaneSettings, Observer, ParkingPolicy, SinkSource},
-    metrics::{Metrics, SinkMetrics},
-    pipeline::LanePlan,
+    metrics::{Metrics, Routes, SinkMetrics},
+    pipeline::{Generation, LanePlan},
     postgres::ConnectSettings,
 };
 
@@ -56,16 +56,40 @@ pub fn answers(delivery: &Delivery, tables: bool) -> (OnReject, OnOutage) {
     (delivery.on_reject.unwrap_or(reject), delivery.on_outage.unwrap_or(outage))
 }
 
+/// What does not change while the process lives.
+pub struct Fixed<'a> {
+    /// Where PostgreSQL is.
+    pub settings: &'a ConnectSettings,
+    /// All metrics.
+    pub metrics: &'a Metrics,
+    /// Numbers of routes.
+    pub routes: &'a Routes,
+    /// Whether walgate's own tables may be used.
+    pub tables: bool,
+}
+
+/// What a configuration comes to.
+#[must_use]
+pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &Fixed<'_>) -> Generation {
+    let Routing { router, reader } = routing;
+    let label = |route: &Route| route.event_type.0.join(",");
+    let route_numbers = config.routes.iter().map(|route| fixed.routes.number(&label(route))).collect();
+    Generation {
+        router,
+        reader,
+        route_numbers,
+        plans: plans(config, sinks, fixed),
+        unrouted: config.unrouted,
+        limits: config.limits.clone(),
+        wal_budget: config.wal_budget.clone(),
+        removed: config.removed_sinks,
+    }
+}
+
 /// A plan for each sink, in their order; with `unrouted: dead_letter` one more, the last.
-pub fn plans(
-    config: &Config,
-    sinks: Vec<Sink>,
-    settings: &ConnectSettings,
-    metrics: &Metrics,
-    tables: bool,
-) -> Vec<LanePlan> {
-    let mut plans: Vec<LanePlan> =
-        sinks.into_iter().map(|sink| plan(config, sink, settings, metrics, tables)).collect();
+fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> {
+    let Fixed { settings, metrics, .. } = *fixed;
+    let mut plans: Vec<LanePlan> = sinks.into_iter().map(|sink| plan(config, sink, fixed)).collect();
     if config.unrouted == Unrouted::DeadLetter {
         let mut lane = LaneSettings::from(&Delivery::default());
         (lane.policy.on_reject, lane.policy.dead_reason) = (OnReject::DeadLetter, Some("unrouted"));
@@ -76,7 +100,7 @@ pub fn plans(
             max_rows: config.limits.parked.rows,
             max_bytes: config.limits.parked.bytes.0,
             fields: &[],
-            routes: Arc::default(),
+            routes: Routes::default(),
         });
         plans.push(LanePlan {
             name: UNROUTED.to_owned(),
@@ -87,19 +111,23 @@ pub fn plans(
             store: Some(store(config, "", settings)),
             observer: Arc::new(Meter(metrics.sink(UNROUTED, &[]), metrics.clone())),
             required: true,
+            fingerprint: format!("{:?}", config.limits.parked),
         });
     }
     plans
 }
 
-fn plan(config: &Config, sink: Sink, settings: &ConnectSettings, metrics: &Metrics, tables: bool) -> LanePlan {
+fn plan(config: &Config, sink: Sink, fixed: &Fixed<'_>) -> LanePlan {
+    let Fixed { settings, metrics, routes, tables } = *fixed;
     let leads = |route: &Route| route.to.0.iter().any(|target| target.sink == sink.name);
-    let label = |route: &Route| -> Option<Arc<str>> { leads(route).then(|| route.event_type.0.join(",").into()) };
-    let routes: Vec<Option<Arc<str>>> = config.routes.iter().map(label).collect();
+    let label = |route: &Route| route.event_type.0.join(",");
+    let mine: Vec<String> = config.routes.iter().filter(|route| leads(route)).map(label).collect();
+    let labels: Vec<Option<Arc<str>>> =
+        routes.labels().into_iter().map(|label| mine.contains(&(*label).to_owned()).then_some(label)).collect();
     let mut lane = LaneSettings::from(&sink.delivery);
     let (on_reject, on_outage) = answers(&sink.delivery, tables);
     lane.policy.on_reject = on_reject;
-    let observer = Arc::new(Meter(metrics.sink(&sink.name, &routes), metrics.clone()));
+    let observer = Arc::new(Meter(metrics.sink(&sink.name, &labels), metrics.clone()));
     if tables {
         lane.policy.parking = Some(ParkingPolicy {
             outages: on_outage == OnOutage::Park,
@@ -108,10 +136,17 @@ fn plan(config: &Config, sink: Sink, settings: &ConnectSettings, metrics: &Metri
             max_rows: config.limits.parked.rows,
             max_bytes: config.limits.parked.bytes.0,
             fields: sink.factory.target(),
-            routes: routes.into(),
+            routes: routes.clone(),
         });
     }
+    // Everything but the routes: those may change while the lane stays.
+    let parked = &config.limits.parked;
+    let fingerprint = format!(
+        "{:?} {:?} {on_reject:?} {on_outage:?} {tables} {} {parked:?}",
+        sink.fingerprint, sink.delivery, config.limits.inflight.0
+    );
     LanePlan {
+        fingerprint,
         shelf: sink.name.clone(),
         kind: sink.kind,
         source: SinkSource::factory(

@@ -7,6 +7,7 @@ mod expect;
 mod fetch;
 mod init;
 mod lanes;
+mod reload;
 mod route;
 mod run;
 mod setup;

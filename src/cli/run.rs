@@ -3,22 +3,26 @@
 use std::time::Duration;
 
 use clap::Args;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use walgate_sink::Lsn;
 
 use super::{
-    ConfigArgs, complain, lanes,
+    ConfigArgs, complain,
+    lanes::{self, Fixed},
+    reload,
     setup::{self, Routing},
     signals, systemd,
 };
 use crate::{
-    admin,
+    admin::{self, Wish, Writes},
     checkpoint::Checkpoint,
-    config::{Listen, Loaded, listen_address},
+    config::{Config, Listen, Loaded, listen_address},
     control::{self, Finding, Link, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
     error::ExitStatus,
-    metrics::Metrics,
-    pipeline::{BudgetWatch, Gateway, Identity, Intake, Lanes, Pulse, SourceState, StatusBoard, Summary},
+    metrics::{Metrics, Routes},
+    pipeline::{
+        BudgetWatch, Gateway, Generation, Identity, Intake, Lanes, Pulse, Reload, SourceState, StatusBoard, Summary,
+    },
     postgres::ConnectSettings,
     registry::Registry,
     source::StreamOptions,
@@ -58,11 +62,12 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
         tracing::warn!("{warning}");
     }
     let stop = watch::Sender::new(false);
-    signals::stop_on_signals(stop.clone());
+    let (wish, wishes) = mpsc::channel(1);
+    signals::listen(stop.clone(), wish.clone());
 
     let metrics = Metrics::new();
     let board = board(&loaded, &settings, &routing, &metrics);
-    serve_admin(&loaded, &board).await?;
+    serve_admin(&loaded, &board, wish).await?;
     systemd::tell(board.clone(), pulse, stop.subscribe());
     let sinks: Vec<String> = loaded.sinks.iter().map(|sink| format!("{} ({})", sink.name, sink.kind)).collect();
     tracing::info!(
@@ -95,9 +100,20 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
     if !usable {
         refuse_what_needs_tables(&loaded)?;
     }
-    let gateway = assemble(loaded, settings, routing, session, board, &metrics, confirmed, usable);
+    let Loaded { config, sinks, .. } = loaded;
+    let routes = Routes::default();
+    let fixed = Fixed { settings: &settings, metrics: &metrics, routes: &routes, tables: usable };
+    let generation = lanes::generation(&config, sinks, routing, &fixed);
+    let (reload, reloads) = mpsc::channel(1);
+    let gateway =
+        assemble(config.clone(), generation, settings.clone(), session, board, &metrics, confirmed, usable, reloads);
     gateway.lanes.pause(&paused);
-    match gateway.run(stop).await {
+    let reloading = reload::serve(&args.config, registry, &config, &fixed, wishes, reload);
+    let ended = tokio::select! {
+        ended = gateway.run(stop) => ended,
+        never = reloading => match never {},
+    };
+    match ended {
         Ok(summary) => {
             say_goodbye(&slot, &summary);
             Ok(ExitStatus::Ok)
@@ -121,14 +137,15 @@ fn board(loaded: &Loaded, settings: &ConnectSettings, routing: &Routing, metrics
     StatusBoard::new(identity, config.limits.inflight.0, config.admin.stuck_after.0, metrics.clone())
 }
 
-async fn serve_admin(loaded: &Loaded, board: &StatusBoard) -> Result<(), ExitStatus> {
+async fn serve_admin(loaded: &Loaded, board: &StatusBoard, wish: mpsc::Sender<Wish>) -> Result<(), ExitStatus> {
     // The address was checked when the configuration was loaded.
     let Ok(Listen::At(host, port)) = listen_address(&loaded.config.admin.listen) else { return Ok(()) };
     let listener = admin::bind(&host, port).await.map_err(|message| {
         complain(&message);
         ExitStatus::Environment
     })?;
-    tokio::spawn(admin::serve(listener, board.clone()));
+    let token = loaded.config.admin.token.clone();
+    tokio::spawn(admin::serve(listener, board.clone(), Writes::new(token, wish)));
     Ok(())
 }
 
@@ -246,48 +263,50 @@ fn refuse_what_needs_tables(loaded: &Loaded) -> Result<(), ExitStatus> {
 
 #[allow(clippy::too_many_arguments, reason = "the parts of the gateway")]
 fn assemble(
-    loaded: Loaded,
+    config: Config,
+    generation: Generation,
     settings: ConnectSettings,
-    routing: Routing,
     session: Session,
     board: StatusBoard,
     metrics: &Metrics,
     confirmed: Lsn,
     tables: bool,
+    reloads: mpsc::Receiver<Reload>,
 ) -> Gateway {
-    let Loaded { config, sinks, .. } = loaded;
-    let Routing { router, reader } = routing;
+    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, .. } = generation;
     let checkpoint = Checkpoint::new(confirmed);
-    let plans = lanes::plans(&config, sinks, &settings, metrics, tables);
-    let lanes = Lanes::start(plans, &checkpoint);
+    let (lanes, endings) = Lanes::start(plans, &checkpoint);
     let intake = Intake::new(
         checkpoint.clone(),
         reader,
         router,
+        route_numbers,
         lanes.handles(),
-        config.unrouted,
-        config.limits.clone(),
+        unrouted,
+        limits.clone(),
         metrics.clone(),
     );
     let options = StreamOptions {
         slot: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         nap: config.source.nap.0,
-        max_frame: usize::try_from(config.limits.event.0).unwrap_or(usize::MAX),
+        max_frame: usize::try_from(limits.event.0).unwrap_or(usize::MAX),
     };
-    let budget = BudgetWatch::spawn(session.slots(), &config.wal_budget, board.clone());
+    let budget = BudgetWatch::spawn(session.slots(), &wal_budget, board.clone());
     Gateway {
         settings,
         options,
         intake,
         checkpoint,
         lanes,
+        endings,
+        reloads,
         session,
-        budget,
-        limits: config.limits.clone(),
+        limits,
         board,
+        budget,
         shutdown_timeout: config.shutdown_timeout.0,
-        wal_budget: config.wal_budget.clone(),
+        wal_budget,
         tables,
     }
 }

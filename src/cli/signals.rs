@@ -1,14 +1,14 @@
-//! SIGINT and SIGTERM stop in order; a second one at once.
+//! SIGINT and SIGTERM stop in order; a second one at once. SIGHUP reads the configuration again.
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 
-use crate::error::ExitStatus;
+use crate::{admin::Wish, error::ExitStatus};
 
-/// Sets `stop` at the first SIGINT or SIGTERM, ends the process at the second.
-pub fn stop_on_signals(stop: watch::Sender<bool>) {
+/// Sets `stop` at the first SIGINT or SIGTERM, ends the process at the second; asks for a reload at SIGHUP.
+pub fn listen(stop: watch::Sender<bool>, reload: mpsc::Sender<Wish>) {
     let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
     let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
         tracing::error!("cannot listen for signals: only SIGKILL will end this process");
@@ -20,7 +20,8 @@ pub fn stop_on_signals(stop: watch::Sender<bool>) {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 _ = hangup.recv() => {
-                    tracing::warn!("SIGHUP does nothing: restart walgate to apply a changed configuration");
+                    // One that waits already will read what is there then.
+                    let _ = reload.try_send(Wish { answer: None });
                     continue;
                 }
             }

@@ -170,6 +170,9 @@ pub fn load_with_routes(
     let password = ["source", "password"].map(str::to_owned).to_vec();
     secrets::resolve(&mut value, &password, &mut loading);
     loading.map.sensitivity.declare(password);
+    let token = ["admin", "token"].map(str::to_owned).to_vec();
+    secrets::resolve(&mut value, &token, &mut loading);
+    loading.map.sensitivity.declare(token);
     sinks::resolve_secrets(&mut value, catalog, &mut loading);
     secrets::note_embedded(&value, &KeyPath::root(), &mut loading);
 

@@ -28,6 +28,8 @@ pub struct Config {
     pub wal_budget: WalBudget,
     /// The HTTP interface.
     pub admin: Admin,
+    /// What a reload does about what a sink that it removes is still owed.
+    pub removed_sinks: RemovedSinks,
     /// Time that a shutdown may take to drain, before it stops regardless.
     pub shutdown_timeout: HumanDuration,
 }
@@ -43,14 +45,25 @@ impl Default for Config {
             limits: Limits::default(),
             wal_budget: WalBudget::default(),
             admin: Admin::default(),
+            removed_sinks: RemovedSinks::default(),
             shutdown_timeout: HumanDuration(Duration::from_secs(10)),
         }
     }
 }
 
 /// The keys of the configuration's root.
-pub(crate) const ROOT_KEYS: &[&str] =
-    &["source", "outbox", "sinks", "routes", "unrouted", "limits", "wal_budget", "admin", "shutdown_timeout"];
+pub(crate) const ROOT_KEYS: &[&str] = &[
+    "source",
+    "outbox",
+    "sinks",
+    "routes",
+    "unrouted",
+    "limits",
+    "wal_budget",
+    "admin",
+    "removed_sinks",
+    "shutdown_timeout",
+];
 
 /// The keys of a sink's `delivery`.
 pub(crate) const DELIVERY_KEYS: &[&str] = &[
@@ -393,6 +406,19 @@ pub enum Unrouted {
     DeadLetter,
 }
 
+/// `removed_sinks:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemovedSinks {
+    /// Deliver it first; a reload that cannot is refused.
+    #[default]
+    Drain,
+    /// Leave it in the table of parked deliveries: it goes out when a sink of this name is there again.
+    Park,
+    /// Count it, log it, and go on without it. What is parked stays where it is.
+    Drop,
+}
+
 /// `limits:`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -485,10 +511,14 @@ pub struct Admin {
     pub listen: String,
     /// How long a sink may be stuck before `/readyz` says so.
     pub stuck_after: HumanDuration,
+    /// Whoever wants to change something over HTTP (`POST /reload`) must know this; none: nobody can. `token_file` names
+    /// a file that holds it.
+    #[serde(serialize_with = "hidden")]
+    pub token: Option<Secret>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Admin { listen: "127.0.0.1:9432".into(), stuck_after: HumanDuration(Duration::from_secs(60)) }
+        Admin { listen: "127.0.0.1:9432".into(), stuck_after: HumanDuration(Duration::from_secs(60)), token: None }
     }
 }

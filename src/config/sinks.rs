@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use walgate_sink::{ErasedFactory, ParsedConfig, read_config};
 
 use super::{
@@ -40,6 +41,8 @@ pub struct Sink {
     pub targets: Vec<Option<String>>,
     /// `delivery:`
     pub delivery: Delivery,
+    /// Tells whether another sink of this name is the same: a hash of all that was configured, secrets included.
+    pub fingerprint: [u8; 32],
 }
 
 impl fmt::Debug for Sink {
@@ -139,6 +142,8 @@ fn load_one(
         Some(Value::Null) | None => Value::Object(Map::new()),
         Some(settings) => settings,
     };
+    // Objects are written in the order of the file: another order may be another sink, which does no harm.
+    let fingerprint = Sha256::digest(format!("{kind}\n{settings}")).into();
     let fields = factory.target().iter();
     let targets = fields.map(|field| settings.get(field.name).and_then(Value::as_str).map(str::to_owned)).collect();
     let reading = read_all(settings, &(&loading.map, &loading.expanded, &kind_path), &mut |value| {
@@ -150,7 +155,7 @@ fn load_one(
         let issue_path = KeyPath::from(issue.path.as_slice());
         loading.report(&kind_path, vec![Fault { path: issue_path, kind: FaultKind::BadValue(issue.message) }]);
     }
-    Some(Sink { name, kind, factory, settings, targets, delivery: delivery? })
+    Some(Sink { name, kind, factory, settings, targets, delivery: delivery?, fingerprint })
 }
 
 /// The one kind of a sink; every other key is reported.

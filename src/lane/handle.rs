@@ -123,6 +123,21 @@ impl LaneHandle {
         self.nudge();
     }
 
+    /// Whether an operator has paused it.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.0.lock().lane.paused
+    }
+
+    /// See [`Lane::give_up`]. How many deliveries are given up now; what is in flight is not.
+    #[must_use]
+    pub fn give_up(&self) -> usize {
+        let (count, finished) = self.0.lock().lane.give_up();
+        self.0.decided.lock().unwrap_or_else(PoisonError::into_inner).push(finished);
+        self.nudge();
+        count
+    }
+
     /// See [`Lane::sacrifice`].
     pub fn sacrifice(&self, sacrificed: bool) {
         self.0.lock().lane.sacrifice(sacrificed);

@@ -21,7 +21,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -30,6 +29,7 @@ use walgate_sink::{Rejection, TargetField};
 
 use super::work::{History, Item};
 use crate::control::parking::{Filter, HoldKey, Opening, Page, PageLimit, Parcel, Place, Revived};
+use crate::metrics::Routes;
 
 /// Keys that may be parked on their own at a time. More that fail are held in memory, and the checkpoint with them.
 pub(super) const MAX_KEYS: usize = 10_000;
@@ -59,8 +59,8 @@ pub struct ParkingPolicy {
     pub max_bytes: u64,
     /// The sink's fields, to read targets with.
     pub fields: &'static [TargetField],
-    /// Routes by their number, as metrics call them.
-    pub routes: Arc<[Option<Arc<str>>]>,
+    /// Routes, as metrics call them.
+    pub routes: Routes,
 }
 
 /// One operation of the store. Whatever comes of it, [`Lane::chore_done`](super::Lane::chore_done) is called.

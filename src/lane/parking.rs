@@ -842,15 +842,13 @@ impl Lane {
         let Stored { id, event, target, ordering_key, dedup_id, route, attempts, rejected, errors, .. } = row;
         let value = |name: &str| target.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let target = Target::new(fields, fields.iter().map(|field| value(field.name)));
-        let number = policy.and_then(|policy| {
-            policy.routes.iter().position(|label| label.as_deref().is_some_and(|label| *label == *route))
-        });
+        let number = policy.and_then(|policy| policy.routes.find(&route));
         let delivery = Delivery { event, target, ordering_key, dedup_id, attempt: 0 };
         let work = Work {
             delivery,
             debt: Debt::Parked { row: id, held },
             // A route that is there no more has no metrics.
-            route: number.and_then(|number| u16::try_from(number).ok()).unwrap_or(u16::MAX),
+            route: number.unwrap_or(u16::MAX),
             invalid: rejected.map(|(reason, message)| rejection_of(&reason, &message)),
         };
         let mut item = Item::new(work);
@@ -867,12 +865,11 @@ impl Lane {
     fn parcel(&self, item: &Item, hold: Option<HoldKey>) -> Parcel {
         let mut delivery = item.work.delivery.clone();
         delivery.attempt = item.attempts;
-        let routes = self.lot.policy.as_ref().map(|policy| &policy.routes);
-        let label = routes.and_then(|routes| routes.get(usize::from(item.work.route))?.as_deref());
+        let label = self.lot.policy.as_ref().and_then(|policy| policy.routes.label(item.work.route));
         let invalid = item.work.invalid.as_ref();
         Parcel {
             delivery,
-            route: label.unwrap_or_default().into(),
+            route: label.map(|label| (&*label).into()).unwrap_or_default(),
             hold,
             reason: invalid.map(|rejection| rejection.reason.as_str().into()),
             message: invalid.map(|rejection| rejection.message.clone()),
@@ -959,6 +956,24 @@ impl Lane {
         }
         self.progress_at = Some(now);
         Some(finished)
+    }
+
+    /// Settles everything from the stream that is not in flight, without delivering it: the sink is removed, and nobody
+    /// wants it. How many deliveries that are.
+    pub fn give_up(&mut self) -> (usize, Finished) {
+        let mut finished = Finished::default();
+        self.withdraw_live();
+        let mut tickets = Vec::new();
+        for leaving in std::mem::take(&mut self.lot.leaving) {
+            self.lot.left(&leaving);
+            tickets.push(leaving.item.work.debt);
+        }
+        tickets.extend(std::mem::take(&mut self.halted).into_iter().map(|work| work.debt));
+        finished.settled.extend(tickets.iter().filter_map(|debt| match debt {
+            Debt::Stream(ticket) => Some(*ticket),
+            Debt::Parked { .. } => None,
+        }));
+        (finished.settled.len(), finished)
     }
 
     /// Sends nothing, or goes on. While it sends nothing it is treated as a sink that is down.

@@ -4,9 +4,11 @@ mod classic;
 mod histogram;
 mod known;
 mod readings;
+mod routes;
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -18,6 +20,7 @@ use prometheus_client::{
 
 use walgate_sink::Reading;
 
+pub use self::routes::Routes;
 use self::{histogram::Histogram, known::Known, readings::Readings};
 
 /// What can become of a delivery. Counters that have not counted yet are shown as zero, so that an alarm sees the first
@@ -38,6 +41,8 @@ const DEAD_REASONS: [&str; 9] = [
 /// Why an event is left out: no route, `on_reject: skip`, and what makes a row no event.
 const DISCARD_REASONS: [&str; 6] =
     ["unrouted", "rejected", "null_column", "not_utf8", "invalid_headers", "invalid_bytea"];
+/// What can come of a reload.
+const RELOADS: [&str; 2] = ["applied", "refused"];
 /// Changes of the outbox that are no inserts.
 const IGNORED_KINDS: [&str; 3] = ["update", "delete", "truncate"];
 
@@ -58,6 +63,11 @@ struct EventLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabel {
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -121,15 +131,22 @@ pub struct Metrics {
     wal_budget_seconds_left: Known<f64>,
     checkpoint_lsn: Known,
     readings: Readings,
+    /// By sink, so that routes may change while a sink stays.
+    delivered: Arc<Mutex<HashMap<String, Arc<RwLock<ByRoute>>>>>,
+    reloads: Family<ReloadLabel, Counter>,
+    /// How often the configuration was taken up, from 1.
+    pub generation: Gauge,
     /// 1 while events are streamed from PostgreSQL.
     pub streaming: Gauge,
 }
 
+/// A sink's counters by route, and then as [`OUTCOMES`]; `None`: the route does not lead here.
+type ByRoute = Vec<Option<[Counter; OUTCOMES.len()]>>;
+
 /// The metrics of one sink, looked up once.
 #[derive(Clone)]
 pub struct SinkMetrics {
-    /// By route, and then as [`OUTCOMES`]; `None`: the route does not lead here.
-    delivered: Vec<Option<[Counter; OUTCOMES.len()]>>,
+    delivered: Arc<RwLock<ByRoute>>,
     delivery_seconds: Histogram,
     commit_to_ack_seconds: Histogram,
     retries: Counter,
@@ -184,6 +201,9 @@ impl Metrics {
             wal_budget_seconds_left: Known::default(),
             checkpoint_lsn: Known::default(),
             readings: Readings::default(),
+            delivered: Arc::default(),
+            reloads: Family::default(),
+            generation: Gauge::default(),
             streaming: Gauge::default(),
         };
         let started: FloatGauge = Gauge::default();
@@ -283,11 +303,24 @@ impl Metrics {
             "What is confirmed to PostgreSQL: an LSN as a number of bytes",
             metrics.checkpoint_lsn.clone(),
         );
+        registry.register(
+            "config_reloads",
+            "Reloads of the configuration, by what came of them",
+            metrics.reloads.clone(),
+        );
+        registry.register(
+            "config_generation",
+            "How often a configuration was taken up since the start",
+            metrics.generation.clone(),
+        );
         registry.register("streaming", "1 while events are streamed from PostgreSQL", metrics.streaming.clone());
         registry.register_collector(Box::new(metrics.readings.clone()));
         metrics.registry = Arc::new(registry);
         for reason in DISCARD_REASONS {
             metrics.discarded.get_or_create_owned(&ReasonLabel { reason });
+        }
+        for outcome in RELOADS {
+            metrics.reloads.get_or_create_owned(&ReloadLabel { outcome });
         }
         for kind in IGNORED_KINDS {
             metrics.ignored_rows.get_or_create_owned(&RowLabel { kind });
@@ -295,7 +328,8 @@ impl Metrics {
         metrics
     }
 
-    /// The metrics of one sink. `routes`: by the number of the route its label, or `None` where it does not lead here.
+    /// The metrics of one sink. `routes`: by the number of the route its label, or `None` where it does not lead here;
+    /// they replace those that it had. None at all: those stay.
     #[must_use]
     pub fn sink(&self, name: &str, routes: &[Option<Arc<str>>]) -> SinkMetrics {
         let label = SinkLabel { sink: name.into() };
@@ -305,8 +339,16 @@ impl Metrics {
                 self.events.get_or_create_owned(&labels)
             })
         };
+        let delivered = {
+            let mut all = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(name.to_owned()).or_default())
+        };
+        if !routes.is_empty() {
+            *delivered.write().unwrap_or_else(PoisonError::into_inner) =
+                routes.iter().map(|route| route.as_ref().map(counters)).collect();
+        }
         SinkMetrics {
-            delivered: routes.iter().map(|route| route.as_ref().map(counters)).collect(),
+            delivered,
             delivery_seconds: self.delivery_seconds.get_or_create_owned(&label),
             commit_to_ack_seconds: self.commit_to_ack_seconds.get_or_create_owned(&label),
             retries: self.retries.get_or_create_owned(&label),
@@ -345,6 +387,12 @@ impl Metrics {
         self.readings.set(sink, readings);
     }
 
+    /// A reload was applied, or refused.
+    pub fn reloaded(&self, applied: bool) {
+        let outcome = if applied { "applied" } else { "refused" };
+        self.reloads.get_or_create_owned(&ReloadLabel { outcome }).inc();
+    }
+
     /// Counts an event that goes nowhere, by a rule of the configuration.
     pub fn discarded(&self, reason: &'static str) {
         self.discarded.get_or_create_owned(&ReasonLabel { reason }).inc();
@@ -371,7 +419,8 @@ impl Metrics {
 impl SinkMetrics {
     /// So many deliveries of a route came to this outcome.
     pub fn delivered(&self, route: u16, outcome: &'static str, count: u64) {
-        let counters = self.delivered.get(usize::from(route)).and_then(Option::as_ref);
+        let delivered = self.delivered.read().unwrap_or_else(PoisonError::into_inner);
+        let counters = delivered.get(usize::from(route)).and_then(Option::as_ref);
         let outcome = OUTCOMES.iter().position(|known| *known == outcome);
         if let Some(counter) = counters.zip(outcome).and_then(|(counters, outcome)| counters.get(outcome)) {
             counter.inc_by(count);

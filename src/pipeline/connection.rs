@@ -32,6 +32,10 @@ pub enum Ended {
     ServerStopping,
     /// What came cannot be taken.
     Refused(IntakeError),
+    /// Another configuration waits, and no transaction is open.
+    Reload,
+    /// The lane of this sink has panicked.
+    Broken(String),
 }
 
 /// Counts keepalives that ask for an answer.
@@ -61,6 +65,7 @@ pub async fn run(
     session: &mut SessionGuard,
     board: &StatusBoard,
     stop: &mut watch::Receiver<bool>,
+    reload: &mut watch::Receiver<bool>,
 ) -> Ended {
     if intake.is_halted() {
         return halted(board, session, stop).await;
@@ -72,6 +77,7 @@ pub async fn run(
             biased;
             _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
             cause = session.lost() => return Ended::SessionLost(cause),
+            _ = reload.wait_for(|reload| *reload), if !intake.in_transaction() => return Ended::Reload,
             chunk = stream.chunks.recv() => chunk,
         };
         let chunk: Chunk = match chunk {
@@ -96,6 +102,11 @@ pub async fn run(
                     return Ended::Refused(error);
                 }
             };
+            if *reload.borrow() && !intake.in_transaction() {
+                // What is left of the chunk comes again.
+                intake.flush();
+                return Ended::Reload;
+            }
             if wait == Wait::No {
                 continue;
             }

@@ -83,6 +83,8 @@ pub struct Intake {
     resume: Resume,
     reader: OutboxReader,
     router: Router,
+    /// By the place of a route its number.
+    route_numbers: Vec<u16>,
     lanes: Vec<LaneHandle>,
     /// Works by lane that are not handed over yet.
     pending: Vec<Vec<Work>>,
@@ -111,6 +113,7 @@ impl Intake {
         checkpoint: Checkpoint,
         reader: OutboxReader,
         router: Router,
+        route_numbers: Vec<u16>,
         lanes: Vec<LaneHandle>,
         unrouted: Unrouted,
         limits: Limits,
@@ -129,11 +132,34 @@ impl Intake {
             checkpoint,
             reader,
             router,
+            route_numbers,
             lanes,
             unrouted,
             limits,
             metrics,
         }
+    }
+
+    /// Whether the stream is within a transaction.
+    pub fn in_transaction(&self) -> bool {
+        self.commit.is_some() || !self.resume.between_transactions()
+    }
+
+    /// Goes by another configuration from here on; only [between transactions](Intake::in_transaction). The next
+    /// connection describes the outbox to the new reader.
+    pub fn change(
+        &mut self,
+        reader: OutboxReader,
+        router: Router,
+        route_numbers: Vec<u16>,
+        lanes: Vec<LaneHandle>,
+        unrouted: Unrouted,
+        limits: Limits,
+    ) {
+        self.pending = lanes.iter().map(|_| Vec::with_capacity(PUSH)).collect();
+        self.logged_types.clear();
+        (self.reader, self.router, self.route_numbers) = (reader, router, route_numbers);
+        (self.lanes, self.unrouted, self.limits) = (lanes, unrouted, limits);
     }
 
     /// A new connection: what it sends again is skipped.
@@ -312,7 +338,7 @@ impl Intake {
             pending.push(Work {
                 delivery: routed.delivery,
                 debt: ticket.into(),
-                route: routed.route,
+                route: self.route_numbers.get(usize::from(routed.route)).copied().unwrap_or(u16::MAX),
                 invalid: routed.invalid,
             });
             if pending.len() >= PUSH {

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::Instant,
+};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -28,6 +32,8 @@ pub struct LanePlan {
     pub store: Option<Arc<dyn ParkingStore>>,
     /// What is told of it.
     pub observer: Arc<dyn Observer>,
+    /// Another plan of this name with the same text is the same lane.
+    pub fingerprint: String,
 }
 
 /// A lane as status shows it.
@@ -47,9 +53,19 @@ pub struct NamedLane {
 
 /// The running lanes, in the order of the configuration.
 pub struct Lanes {
-    named: Vec<NamedLane>,
+    running: Vec<Running>,
+    checkpoint: Checkpoint,
+    ended: mpsc::UnboundedSender<(String, Ending)>,
+}
+
+/// Tells of lanes that end by themselves.
+pub struct Endings(mpsc::UnboundedReceiver<(String, Ending)>);
+
+struct Running {
+    named: NamedLane,
+    fingerprint: String,
     stop: watch::Sender<Option<Instant>>,
-    tasks: JoinSet<(String, Ending)>,
+    task: JoinHandle<()>,
 }
 
 /// Why a lane ended before it was told to.
@@ -65,60 +81,131 @@ pub enum Ending {
 
 impl Lanes {
     /// Starts every lane.
-    pub fn start(plans: Vec<LanePlan>, checkpoint: &Checkpoint) -> Self {
+    pub fn start(plans: Vec<LanePlan>, checkpoint: &Checkpoint) -> (Self, Endings) {
+        let (ended, endings) = mpsc::unbounded_channel();
+        let mut lanes = Lanes { running: Vec::new(), checkpoint: checkpoint.clone(), ended };
+        for plan in plans {
+            let running = lanes.spawn(plan);
+            lanes.running.push(running);
+        }
+        (lanes, Endings(endings))
+    }
+
+    fn spawn(&self, plan: LanePlan) -> Running {
+        let LanePlan { name, shelf, kind, required, source, settings, store, observer, fingerprint } = plan;
         let stop = watch::Sender::new(None);
-        let mut tasks = JoinSet::new();
-        let named = plans
-            .into_iter()
-            .map(|LanePlan { name, shelf, kind, required, source, settings, store, observer }| {
-                let (handle, task) =
-                    lane::spawn(name.clone(), source, settings, store, checkpoint.clone(), observer, stop.subscribe());
-                let sink = name.clone();
-                tasks.spawn(async move {
-                    let ending = match task.await {
-                        Ok(LaneEnd::Stopped) => Ending::Stopped,
-                        Ok(LaneEnd::SinkClosed) => Ending::Closed,
-                        Err(_) => Ending::Panicked,
-                    };
-                    (sink, ending)
-                });
-                NamedLane { name, shelf, kind, required, handle }
-            })
-            .collect();
-        Lanes { named, stop, tasks }
+        let checkpoint = self.checkpoint.clone();
+        let (handle, lane) = lane::spawn(name.clone(), source, settings, store, checkpoint, observer, stop.subscribe());
+        let (sink, ended, told) = (name.clone(), self.ended.clone(), stop.subscribe());
+        let task = tokio::spawn(async move {
+            let ending = match lane.await {
+                Ok(LaneEnd::Stopped) => Ending::Stopped,
+                Ok(LaneEnd::SinkClosed) => Ending::Closed,
+                Err(_) => Ending::Panicked,
+            };
+            // Whoever told it to end knows.
+            if ending != Ending::Stopped || told.borrow().is_none() {
+                let _ = ended.send((sink, ending));
+            }
+        });
+        Running { named: NamedLane { name, shelf, kind, required, handle }, fingerprint, stop, task }
     }
 
     /// The lanes for status.
-    pub fn named(&self) -> &[NamedLane] {
-        &self.named
+    #[must_use]
+    pub fn named(&self) -> Vec<NamedLane> {
+        self.running.iter().map(|lane| lane.named.clone()).collect()
     }
 
     /// Sends nothing to these sinks until somebody resumes them.
     pub fn pause(&self, sinks: &[String]) {
-        for lane in self.named.iter().filter(|lane| sinks.contains(&lane.shelf)) {
+        for lane in self.running.iter().map(|lane| &lane.named).filter(|lane| sinks.contains(&lane.shelf)) {
             tracing::warn!(sink = lane.name, "the sink is paused on an operator's request: `walgate resume` ends that");
             lane.handle.pause(true);
         }
     }
 
     /// The lanes for pushing, by their place.
+    #[must_use]
     pub fn handles(&self) -> Vec<LaneHandle> {
-        self.named.iter().map(|lane| lane.handle.clone()).collect()
+        self.running.iter().map(|lane| lane.named.handle.clone()).collect()
     }
 
-    /// Waits for the first lane that ends by itself.
-    pub async fn ended(&mut self) -> (String, Ending) {
-        match self.tasks.join_next().await {
-            Some(Ok(ended)) => ended,
-            Some(Err(_)) => ("?".to_owned(), Ending::Panicked),
-            None => std::future::pending().await,
+    /// The lanes that would not be there any more as they are: changed, and removed ones.
+    #[must_use]
+    pub fn leaving(&self, plans: &[LanePlan]) -> (Vec<NamedLane>, Vec<NamedLane>) {
+        let (mut changed, mut removed) = (Vec::new(), Vec::new());
+        for lane in &self.running {
+            match plans.iter().find(|plan| plan.name == lane.named.name) {
+                Some(plan) if plan.fingerprint == lane.fingerprint => {}
+                Some(_) => changed.push(lane.named.clone()),
+                None => removed.push(lane.named.clone()),
+            }
         }
+        (changed, removed)
+    }
+
+    /// Goes over to these plans, in their order: what is the same stays, what has changed is made anew, the rest ends.
+    /// Lanes that end should owe nothing any more.
+    pub async fn replace(&mut self, plans: Vec<LanePlan>, deadline: Instant) {
+        let mut before = std::mem::take(&mut self.running);
+        let mut after = Vec::with_capacity(plans.len());
+        let mut paused = Vec::new();
+        for plan in plans {
+            let found = before.iter().position(|lane| lane.named.name == plan.name);
+            match found {
+                Some(index) if before[index].fingerprint == plan.fingerprint => {
+                    let mut kept = before.swap_remove(index);
+                    kept.named.required = plan.required;
+                    after.push(Ok(kept));
+                }
+                Some(index) => {
+                    let old = before.swap_remove(index);
+                    if old.named.handle.is_paused() {
+                        paused.push(plan.shelf.clone());
+                    }
+                    end(old, deadline).await;
+                    after.push(Err(plan));
+                }
+                None => after.push(Err(plan)),
+            }
+        }
+        for old in before {
+            end(old, deadline).await;
+        }
+        self.running = after
+            .into_iter()
+            .map(|lane| match lane {
+                Ok(kept) => kept,
+                Err(plan) => self.spawn(plan),
+            })
+            .collect();
+        self.pause(&paused);
     }
 
     /// Ends every lane: batches in flight may go on until `deadline`. Waits for all of them.
-    pub async fn stop(mut self, deadline: Instant) {
-        self.stop.send_replace(Some(deadline));
-        while self.tasks.join_next().await.is_some() {}
+    pub async fn stop(self, deadline: Instant) {
+        for lane in &self.running {
+            lane.stop.send_replace(Some(deadline));
+        }
+        for lane in self.running {
+            let _ = lane.task.await;
+        }
+    }
+}
+
+async fn end(lane: Running, deadline: Instant) {
+    lane.stop.send_replace(Some(deadline));
+    let _ = lane.task.await;
+}
+
+impl Endings {
+    /// Waits for the first lane that ends by itself.
+    pub async fn next(&mut self) -> (String, Ending) {
+        match self.0.recv().await {
+            Some(ended) => ended,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -167,8 +254,10 @@ mod tests {
             settings: LaneSettings::default(),
             store: None,
             observer,
+            fingerprint: String::new(),
         };
-        let mut lanes = Lanes::start(vec![plan("well", Arc::new(())), plan("sick", Arc::new(Broken))], &checkpoint);
+        let (lanes, mut endings) =
+            Lanes::start(vec![plan("well", Arc::new(())), plan("sick", Arc::new(Broken))], &checkpoint);
         let ticket = checkpoint.with(|ring| {
             ring.begin(Lsn(2));
             ring.track(NonZeroU32::new(2).unwrap(), 1)
@@ -183,7 +272,7 @@ mod tests {
             };
             lane.push(Work { delivery, debt: ticket.into(), route: 0, invalid: None });
         }
-        assert_eq!(lanes.ended().await, ("sick".to_owned(), Ending::Panicked));
+        assert_eq!(endings.next().await, ("sick".to_owned(), Ending::Panicked));
         // The others stop in order, and the broken one does not keep them waiting.
         lanes.stop(Instant::now() + Duration::from_secs(60)).await;
     }

@@ -9,6 +9,7 @@ mod intake;
 mod lanes;
 mod pressure;
 mod pulse;
+mod reload;
 mod requests;
 mod status;
 mod stop;
@@ -16,15 +17,16 @@ mod window;
 
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use walgate_sink::Lsn;
 
 use self::connection::{Ended, SessionGuard};
 pub use self::{
     budget::BudgetWatch,
     intake::{Intake, IntakeError},
-    lanes::{Ending, LanePlan, Lanes, NamedLane},
+    lanes::{Ending, Endings, LanePlan, Lanes, NamedLane},
     pulse::{Pulse, is_alive},
+    reload::{Generation, Reload},
     status::{GatewayStatus, Identity, SinkStatus, SourceState, StatusBoard},
 };
 use crate::{
@@ -40,6 +42,8 @@ const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 const RECONNECT_LONGEST: Duration = Duration::from_secs(1);
 /// Where somebody has to mend something first.
 const RECONNECT_SLOWLY: Duration = Duration::from_secs(30);
+/// Time for the end of a stream before a reload, and the least that its barrier gets.
+const RELOAD_CLOSE: Duration = Duration::from_secs(2);
 /// Where another process reads the slot.
 const STANDBY: Duration = Duration::from_secs(1);
 
@@ -75,6 +79,10 @@ pub struct Gateway {
     pub checkpoint: Checkpoint,
     /// The sinks' lanes, in the order of the configuration.
     pub lanes: Lanes,
+    /// Tells of lanes that end by themselves.
+    pub endings: Endings,
+    /// Wishes for another configuration.
+    pub reloads: mpsc::Receiver<Reload>,
     /// The SQL connection.
     pub session: Session,
     /// How much of the WAL budget is used: its level says when a lane has to let go.
@@ -95,6 +103,8 @@ pub struct Gateway {
 enum Next {
     /// Another attempt, after a pause, and why.
     Reconnect { pause: Pause, why: String },
+    /// Another configuration, and then another connection.
+    Reload,
     /// The end.
     Stop,
     /// The end, with an error.
@@ -105,6 +115,8 @@ enum Next {
 struct Attempts {
     first: Option<ServerIdentity>,
     failures: u32,
+    /// A configuration that waits for the end of a transaction.
+    reload: Option<Reload>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,20 +132,32 @@ impl Gateway {
     /// # Errors
     /// The gateway stopped by itself; everything that was settled until then has been confirmed.
     pub async fn run(mut self, stop: watch::Sender<bool>) -> Result<Summary, GatewayError> {
-        self.board.set_lanes(self.checkpoint.clone(), self.lanes.named().to_vec());
+        self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());
+        self.board.generation(1);
         self.board.set_slot(self.session.slots());
-        let lanes = || self.lanes.named().to_vec();
         let mut beside = tokio::task::JoinSet::new();
-        beside.spawn(pressure::serve(self.budget.level(), self.wal_budget.clone(), lanes(), self.board.clone()));
+        let wal_budget = watch::Sender::new(self.wal_budget.clone());
+        beside.spawn(pressure::serve(self.budget.level(), wal_budget.subscribe(), self.board.clone()));
         if self.tables {
             let clients = self.session.clients();
-            beside.spawn(requests::serve(clients, self.options.slot.clone(), lanes()));
+            beside.spawn(requests::serve(clients, self.options.slot.clone(), self.board.clone()));
         }
         let mut stopped = stop.subscribe();
-        let mut state = Attempts { first: None, failures: 0 };
+        let mut state = Attempts { first: None, failures: 0, reload: None };
         let (stream, result) = loop {
             let (stream, next) = self.one_connection(&mut state, &mut stopped).await;
+            if let Some(reload) = state.reload.take_if(|_| !self.intake.in_transaction() && !self.intake.is_halted()) {
+                // In order, so that its walsender has gone when the next one comes.
+                if let (Some(stream), Next::Reload) = (stream, next) {
+                    stream.shutdown(std::time::Instant::now() + RELOAD_CLOSE).await;
+                    self.take_up(reload, &wal_budget).await;
+                    continue;
+                }
+                self.take_up(reload, &wal_budget).await;
+                continue;
+            }
             match next {
+                Next::Reload => {}
                 Next::Stop => break (stream, Ok(())),
                 Next::Fail(error) => break (stream, Err(error)),
                 Next::Reconnect { pause, why } => {
@@ -196,25 +220,45 @@ impl Gateway {
         self.board.source(SourceState::Streaming, None);
         let mut guard = SessionGuard::new(self.session.state(), connection);
         let (started, received) = (std::time::Instant::now(), self.checkpoint.snapshot().received_lsn);
-        let reading = connection::run(
-            &mut stream,
-            &mut self.intake,
-            &self.checkpoint,
-            &self.limits,
-            &mut guard,
-            &self.board,
-            stop,
-        );
-        let ended = tokio::select! {
-            ended = reading => ended,
-            (sink, ending) = self.lanes.ended() => match ending {
-                Ending::Closed | Ending::Stopped => {
-                    tracing::info!(sink, "the sink's receiver has gone: stopping in order");
-                    Ended::Stopped
+        let wanted = watch::Sender::new(attempts.reload.is_some());
+        let mut asked = wanted.subscribe();
+        let ended = {
+            let reading = connection::run(
+                &mut stream,
+                &mut self.intake,
+                &self.checkpoint,
+                &self.limits,
+                &mut guard,
+                &self.board,
+                stop,
+                &mut asked,
+            );
+            let mut reading = std::pin::pin!(reading);
+            loop {
+                tokio::select! {
+                    ended = &mut reading => break ended,
+                    Some(reload) = self.reloads.recv() => {
+                        // The newest counts.
+                        if let Some(before) = attempts.reload.replace(reload) {
+                            let _ = before.answer.send(Err("a newer configuration came before it".to_owned()));
+                        }
+                        wanted.send_replace(true);
+                    }
+                    (sink, ending) = self.endings.next() => match ending {
+                        Ending::Closed | Ending::Stopped => {
+                            tracing::info!(sink, "the sink's receiver has gone: stopping in order");
+                            break Ended::Stopped;
+                        }
+                        Ending::Panicked => {
+                            break Ended::Broken(sink);
+                        }
+                    },
                 }
-                Ending::Panicked => return (Some(stream), Next::Fail(GatewayError::Lane(sink))),
-            },
+            }
         };
+        if let Ended::Broken(sink) = ended {
+            return (Some(stream), Next::Fail(GatewayError::Lane(sink)));
+        }
         // One that gets nowhere must not be made again and again at once.
         if started.elapsed() > RECONNECT_LONGEST || self.checkpoint.snapshot().received_lsn > received {
             attempts.failures = 0;
@@ -223,10 +267,44 @@ impl Gateway {
         (Some(stream), next)
     }
 
+    /// Goes over to another configuration, or says why not. The stream is not read meanwhile.
+    async fn take_up(&mut self, reload: Reload, wal_budget: &watch::Sender<WalBudget>) {
+        let Reload { generation, answer } = reload;
+        let deadline = tokio::time::Instant::now() + self.shutdown_timeout.max(RELOAD_CLOSE);
+        let (changed, removed) = self.lanes.leaving(&generation.plans);
+        let said = match reload::barrier(&changed, &removed, generation.removed, deadline).await {
+            Err(why) => Err(why),
+            Ok(()) => {
+                let generation = *generation;
+                let summary = reload::summary(&self.lanes, &generation.plans);
+                self.lanes.replace(generation.plans, deadline).await;
+                self.intake.change(
+                    generation.reader,
+                    generation.router,
+                    generation.route_numbers,
+                    self.lanes.handles(),
+                    generation.unrouted,
+                    generation.limits.clone(),
+                );
+                self.limits = generation.limits;
+                wal_budget.send_replace(generation.wal_budget);
+                self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());
+                Ok(format!("generation {} is in force; {summary}", self.board.next_generation()))
+            }
+        };
+        match &said {
+            Ok(said) => tracing::info!("configuration reloaded: {said}"),
+            Err(why) => tracing::error!("configuration not reloaded, the old one stays in force: {why}"),
+        }
+        let _ = answer.send(said);
+    }
+
     /// What each end of a connection leads to.
     fn after(ended: Ended) -> Next {
         match ended {
             Ended::Stopped => Next::Stop,
+            Ended::Reload => Next::Reload,
+            Ended::Broken(sink) => Next::Fail(GatewayError::Lane(sink)),
             Ended::Lost(error) => after_error(error),
             Ended::SessionLost(why) => {
                 Next::Reconnect { pause: Pause::Short, why: format!("the SQL connection was lost: {why}") }

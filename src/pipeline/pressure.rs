@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{NamedLane, StatusBoard};
+use super::StatusBoard;
 use crate::{
     config::{AtLast, WalBudget},
     control::Level,
@@ -15,7 +15,7 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Acts on the level until it is dropped.
-pub async fn serve(mut level: watch::Receiver<Level>, budget: WalBudget, lanes: Vec<NamedLane>, board: StatusBoard) {
+pub async fn serve(mut level: watch::Receiver<Level>, budget: watch::Receiver<WalBudget>, board: StatusBoard) {
     loop {
         // A change, or the next look.
         if let Ok(Err(_)) = timeout(EVERY, level.changed()).await {
@@ -23,7 +23,8 @@ pub async fn serve(mut level: watch::Receiver<Level>, budget: WalBudget, lanes: 
         }
         let now = *level.borrow_and_update();
         let holder = board.holder();
-        for lane in &lanes {
+        let budget = budget.borrow().clone();
+        for lane in &board.lanes() {
             lane.handle.press(now >= Level::Act && holder.as_deref() == Some(&*lane.name));
             let given_up = budget.at_last == AtLast::Sacrifice && budget.sacrifice.contains(&lane.name);
             if given_up {

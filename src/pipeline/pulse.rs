@@ -125,9 +125,10 @@ mod tests {
             settings: LaneSettings::default(),
             store: None,
             observer: Arc::new(()),
+            fingerprint: String::new(),
         };
-        let lanes = Lanes::start(vec![plan], &checkpoint);
-        board.set_lanes(checkpoint, lanes.named().to_vec());
+        let (lanes, _endings) = Lanes::start(vec![plan], &checkpoint);
+        board.set_lanes(checkpoint, lanes.named());
         let (block, blocked) = mpsc::channel::<mpsc::Receiver<()>>();
         let (blocked, wait) = (std::sync::Mutex::new(blocked), tokio::sync::Notify::new());
         let wait = Arc::new(wait);

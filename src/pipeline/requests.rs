@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_postgres::Client;
 
-use super::NamedLane;
+use super::{NamedLane, StatusBoard};
 use crate::control::{
     QueryError, parking,
     requests::{self, Answer, Request, Verb},
@@ -15,14 +15,14 @@ use crate::control::{
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Takes requests and answers them until it is dropped.
-pub async fn serve(clients: watch::Receiver<Option<Arc<Client>>>, slot: String, lanes: Vec<NamedLane>) {
+pub async fn serve(clients: watch::Receiver<Option<Arc<Client>>>, slot: String, board: StatusBoard) {
     // Retries that are under way: their requests are answered when their dead letters are on their way out.
     let mut reviving: HashMap<i64, String> = HashMap::new();
     loop {
         sleep(EVERY).await;
         let client = clients.borrow().clone();
         let Some(client) = client else { continue };
-        if let Err(error) = turn(&client, &slot, &lanes, &mut reviving).await {
+        if let Err(error) = turn(&client, &slot, &board.lanes(), &mut reviving).await {
             tracing::debug!(%error, "requests cannot be read at present");
         }
     }

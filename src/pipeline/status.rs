@@ -90,6 +90,10 @@ pub struct GatewayStatus {
     pub identity: Identity,
     /// Since the start of the process.
     pub uptime_seconds: f64,
+    /// How often a configuration was taken up, the first time included.
+    pub generation: u64,
+    /// When that was the last time, as RFC 3339.
+    pub configured_at: String,
     /// The stream.
     pub source: SourceHealth,
     /// For how long the source has been in its state.
@@ -127,6 +131,8 @@ struct Shared {
     inflight_limit: u64,
     stuck_after: Duration,
     metrics: Metrics,
+    /// How often a configuration was taken up, and when the last time.
+    generation: Mutex<(u64, walgate_sink::Timestamp)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -155,6 +161,7 @@ impl StatusBoard {
                 inflight_limit,
                 stuck_after,
                 metrics,
+                generation: Mutex::new((0, walgate_sink::Timestamp::now())),
             }),
         }
     }
@@ -162,6 +169,19 @@ impl StatusBoard {
     pub(super) fn set_lanes(&self, checkpoint: Checkpoint, lanes: Vec<NamedLane>) {
         *lock(&self.shared.checkpoint) = Some(checkpoint);
         *lock(&self.shared.lanes) = lanes;
+    }
+
+    /// The configuration of this number is in force from now on.
+    pub(super) fn generation(&self, number: u64) {
+        *lock(&self.shared.generation) = (number, walgate_sink::Timestamp::now());
+        self.shared.metrics.generation.set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// Another configuration is in force from now on; its number.
+    pub(super) fn next_generation(&self) -> u64 {
+        let number = lock(&self.shared.generation).0 + 1;
+        self.generation(number);
+        number
     }
 
     pub(super) fn lanes(&self) -> Vec<NamedLane> {
@@ -249,6 +269,8 @@ impl StatusBoard {
         let not_ready = self.not_ready(&source, &sinks);
         GatewayStatus {
             identity: self.shared.identity.clone(),
+            generation: lock(&self.shared.generation).0,
+            configured_at: lock(&self.shared.generation).1.to_string(),
             uptime_seconds: self.shared.started.elapsed().as_secs_f64(),
             source_seconds: source.since.elapsed().as_secs_f64(),
             source,

@@ -133,7 +133,7 @@ impl World {
             max_rows,
             max_bytes: u64::MAX,
             fields: &[],
-            routes: vec![None, Some("route".into())].into(),
+            routes: crate::metrics::Routes::default(),
         };
         let policy = LanePolicy { on_reject, parking: Some(parking), ..LanePolicy::default() };
         let now = Instant::now();
