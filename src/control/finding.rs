@@ -86,6 +86,12 @@ pub enum FindingCode {
     PublicationYounger,
     /// Rows in the table that will not be sent, or that could not be counted.
     ExistingRows,
+    /// walgate's own tables do not exist, or not whole: nothing can be parked.
+    ParkingAbsent,
+    /// The role may not write to walgate's own tables.
+    ParkingDenied,
+    /// The publication publishes walgate's own tables.
+    ParkingPublished,
     /// Only one of publication and slot exists: what the other one was is not known.
     HalfExists,
     /// The role of walgate exists and cannot do what it must.

@@ -20,7 +20,7 @@ pub use finding::{Finding, FindingCode, Severity, only_waits};
 pub use link::{Link, LinkError};
 pub use missing_past::explain_publication_missing_in_past;
 pub use names::TableName;
-pub use preflight::{ColumnRole, Facts, Preflight, Wanted, WantedColumn, preflight};
+pub use preflight::{ColumnRole, Facts, Parking, Preflight, Wanted, WantedColumn, preflight};
 pub use query::{QueryError, describe};
 pub use session::{Session, SessionEvent, SessionOptions, SessionState};
 pub use setup::{Inspection, Setup, Step, StepOutcome, Stopped};

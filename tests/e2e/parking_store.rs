@@ -5,6 +5,7 @@
 
 mod measure;
 mod plans;
+mod preflight;
 mod requests;
 
 use std::sync::Arc;
@@ -46,24 +47,19 @@ impl Rig {
     }
 
     fn with(database: Database) -> Rig {
-        create_sql(ROLE).iter().for_each(|statement| drop(database.sql(statement)));
+        let rig = Rig::without_tables(database);
+        rig.create_tables();
+        rig
+    }
+
+    fn without_tables(database: Database) -> Rig {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         Rig { runtime, database }
     }
 
-    /// As a gateway connects: as a role with no other rights.
-    fn connect(&self) -> impl Fn() -> BoxFuture<'static, Result<Link, LinkError>> + Send + Sync + 'static + use<> {
-        let mut config = Config::new();
-        let (port, name) = (self.database.server.port(), &self.database.name);
-        config.host("127.0.0.1").port(port).user(ROLE).password(PASSWORD).dbname(name).application_name("parking");
-        move || {
-            let config = config.clone();
-            Box::pin(async move {
-                let (client, connection) = config.connect(NoTls).await?;
-                Ok(Link::new(client, connection))
-            })
-        }
+    fn create_tables(&self) {
+        create_sql(ROLE).iter().for_each(|statement| drop(self.database.sql(statement)));
     }
 
     fn store(&self) -> Store<'_> {
@@ -72,7 +68,7 @@ impl Rig {
 
     fn store_of(&self, slot: &str, sink: &str, patience: Duration, idle: Duration) -> Store<'_> {
         let options = SqlStoreOptions { slot: slot.into(), sink: sink.into(), patience, idle };
-        Store { rig: self, store: Arc::new(SqlStore::new(options, self.connect())) }
+        Store { rig: self, store: Arc::new(SqlStore::new(options, connect(&self.database))) }
     }
 
     fn value(&self, statement: &str) -> String {
@@ -97,6 +93,22 @@ impl Rig {
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE datname = '{name}' AND application_name = 'parking'"
         ));
+    }
+}
+
+/// As a gateway connects: as a role with no other rights.
+fn connect(
+    database: &Database,
+) -> impl Fn() -> BoxFuture<'static, Result<Link, LinkError>> + Send + Sync + 'static + use<> {
+    let mut config = Config::new();
+    config.host("127.0.0.1").port(database.server.port()).dbname(&database.name);
+    config.user(ROLE).password(PASSWORD).application_name("parking");
+    move || {
+        let config = config.clone();
+        Box::pin(async move {
+            let (client, connection) = config.connect(NoTls).await?;
+            Ok(Link::new(client, connection))
+        })
     }
 }
 
@@ -169,7 +181,7 @@ fn letter(mut parcel: Parcel, reason: &str) -> Parcel {
     parcel
 }
 
-fn keyed(commit: u64, key: &str) -> Parcel {
+fn parcel_of_key(commit: u64, key: &str) -> Parcel {
     let mut event = event(commit, 0, "{}");
     event.key = Some(key.into());
     parcel(event)
@@ -229,7 +241,7 @@ fn strange_parcels() -> Vec<Parcel> {
     let mut long_key = parcel(long_key);
     long_key.hold = Some(HoldKey::of(&long_key.delivery));
     parcels.push(long_key);
-    let mut quoted = keyed(5, "it's \"quoted\", {\"a\":[1]}");
+    let mut quoted = parcel_of_key(5, "it's \"quoted\", {\"a\":[1]}");
     quoted.hold = Some(HoldKey::of(&quoted.delivery));
     parcels.push(quoted);
     parcels
@@ -381,10 +393,10 @@ fn rows_wait_for_their_key_and_are_looked_for_at_the_start() {
     let rig = Rig::new();
     let store = rig.store();
     assert_eq!(store.run(store.store.open(10)).unwrap(), Default::default());
-    let parcels: Vec<Parcel> = (1..=9).map(|n| keyed(n, &format!("k{}", n % 3))).collect();
+    let parcels: Vec<Parcel> = (1..=9).map(|n| parcel_of_key(n, &format!("k{}", n % 3))).collect();
     let bytes: usize = parcels.iter().map(|parcel| parcel.delivery.event.size()).sum();
     store.park(&parcels);
-    store.bury(&[letter(keyed(20, "dead"), "refused")], &[]);
+    store.bury(&[letter(parcel_of_key(20, "dead"), "refused")], &[]);
     // Another sink, and another gateway.
     rig.store_of(SLOT, "other", Duration::from_secs(20), Duration::from_secs(60)).park(&parcels);
     let other = rig.store_of("other_slot", SINK, Duration::from_secs(20), Duration::from_secs(60));
@@ -424,7 +436,7 @@ fn rows_wait_for_their_key_and_are_looked_for_at_the_start() {
 fn a_letter_is_buried_whole_or_not_at_all() {
     let rig = Rig::new();
     let store = rig.store();
-    let parcels: Vec<Parcel> = (1..=3).map(|n| keyed(n, "a")).collect();
+    let parcels: Vec<Parcel> = (1..=3).map(|n| parcel_of_key(n, "a")).collect();
     store.park(&parcels);
     let rows = store.all();
     let mut unwritable = letter(parcels[1].clone(), "refused");
@@ -460,7 +472,8 @@ fn a_letter_is_buried_whole_or_not_at_all() {
 fn dead_letters_come_back_under_another_id() {
     let rig = Rig::new();
     let store = rig.store();
-    let mut letters: Vec<Parcel> = (1..=6).map(|n| letter(keyed(n, &format!("k{}", n % 2)), "refused")).collect();
+    let mut letters: Vec<Parcel> =
+        (1..=6).map(|n| letter(parcel_of_key(n, &format!("k{}", n % 2)), "refused")).collect();
     letters[1] = letter(parcel(event(2, 0, "no key")), "refused");
     letters[2].reason = Some("too_large".into());
     letters[3].delivery.event.event_type = "order.paid".into();
@@ -556,7 +569,7 @@ fn other_encodings_hold_what_they_can() {
         revived.dedup_id = "é-1-r1".into();
         assert_eq!((&row.dedup_id, row.place), (&revived.dedup_id, Place::of(&revived)), "{encoding}");
 
-        let mut foreign = keyed(2, "ключ");
+        let mut foreign = parcel_of_key(2, "ключ");
         foreign.hold = Some(HoldKey::of(&foreign.delivery));
         let written = store.run(store.store.park(vec![foreign]));
         match encoding {
@@ -574,13 +587,13 @@ fn a_killed_connection_is_made_anew() {
     let rig = Rig::new();
     let store = rig.store();
     assert_eq!(rig.sessions(), 0, "not connected before there is something to do");
-    store.park(&[keyed(1, "a")]);
+    store.park(&[parcel_of_key(1, "a")]);
     assert_eq!(rig.sessions(), 1);
     // Between two operations.
     rig.terminate();
     eventually(DEADLINE, "the session is gone", || rig.sessions() == 0);
     watch_for(Duration::from_millis(50));
-    store.park(&[keyed(2, "a")]);
+    store.park(&[parcel_of_key(2, "a")]);
     assert_eq!(rig.sessions(), 1);
 
     // During one: it waits for a lock, so that it is known to be under way.
@@ -588,7 +601,7 @@ fn a_killed_connection_is_made_anew() {
     lock.run("BEGIN; LOCK TABLE walgate.parked IN ACCESS EXCLUSIVE MODE");
     let under_way = {
         let store = store.store.clone();
-        rig.runtime.spawn(async move { store.park(vec![keyed(3, "a")]).await })
+        rig.runtime.spawn(async move { store.park(vec![parcel_of_key(3, "a")]).await })
     };
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'parking' AND wait_event_type = 'Lock' \
                  AND datname = current_database()";
@@ -598,18 +611,18 @@ fn a_killed_connection_is_made_anew() {
     assert!(!error.lasting && error.message.contains("57P01"), "{error}");
     lock.run("ROLLBACK");
     assert_eq!(store.all().len(), 2);
-    assert_eq!(store.park(&[keyed(3, "a")]).0, 1);
+    assert_eq!(store.park(&[parcel_of_key(3, "a")]).0, 1);
 
     // An operation that is given up half-way leaves no connection behind that somebody else would read on.
     lock.run("BEGIN; LOCK TABLE walgate.parked IN ACCESS EXCLUSIVE MODE");
     let given_up = rig.runtime.block_on(async {
-        tokio::time::timeout(Duration::from_millis(100), store.store.park(vec![keyed(4, "a")])).await
+        tokio::time::timeout(Duration::from_millis(100), store.store.park(vec![parcel_of_key(4, "a")])).await
     });
     assert!(given_up.is_err());
     lock.run("ROLLBACK");
     let rows: Vec<u64> = store.all().iter().map(|row| row.event.position.commit_lsn.0).collect();
     assert!(rows == [1, 2, 3] || rows == [1, 2, 3, 4], "{rows:?}");
-    store.park(&[keyed(4, "a")]);
+    store.park(&[parcel_of_key(4, "a")]);
     assert_eq!(store.all().len(), 4);
 }
 
@@ -618,7 +631,7 @@ fn a_lock_is_waited_for_within_patience() {
     let rig = Rig::new();
     let patience = Duration::from_secs(2);
     let store = rig.store_of(SLOT, SINK, patience, Duration::from_secs(60));
-    store.park(&[keyed(1, "a")]);
+    store.park(&[parcel_of_key(1, "a")]);
     let lock = rig.database.client();
     lock.run("BEGIN; LOCK TABLE walgate.parked IN ACCESS EXCLUSIVE MODE");
     let start = Instant::now();
@@ -635,15 +648,15 @@ fn what_is_missing_is_said_with_what_to_do() {
     let rig = Rig::new();
     let store = rig.store();
     rig.database.sql(&format!("REVOKE INSERT ON walgate.parked FROM {ROLE}"));
-    let error = store.run(store.store.park(vec![keyed(1, "a")])).unwrap_err();
+    let error = store.run(store.store.park(vec![parcel_of_key(1, "a")])).unwrap_err();
     assert!(!error.lasting && error.message.contains("walgate check --connect"), "{error}");
     rig.database.sql(&format!("REVOKE USAGE ON SCHEMA walgate FROM {ROLE}"));
     let error = store.run(store.store.open(1)).unwrap_err();
     assert!(!error.lasting && error.message.contains("walgate check --connect"), "{error}");
-    create_sql(ROLE).iter().for_each(|statement| drop(rig.database.sql(statement)));
-    assert_eq!(store.park(&[keyed(1, "a")]).0, 1);
+    rig.create_tables();
+    assert_eq!(store.park(&[parcel_of_key(1, "a")]).0, 1);
     rig.database.sql("ALTER TABLE walgate.parked DROP COLUMN route");
-    let error = store.run(store.store.park(vec![keyed(2, "a")])).unwrap_err();
+    let error = store.run(store.store.park(vec![parcel_of_key(2, "a")])).unwrap_err();
     assert!(!error.lasting && error.message.contains("another version"), "{error}");
     rig.database.sql("DROP TABLE walgate.parked");
     let error = store.run(store.store.page(None, ALL)).unwrap_err();
@@ -652,15 +665,15 @@ fn what_is_missing_is_said_with_what_to_do() {
     let error = store.run(store.store.delivered(vec![1])).unwrap_err();
     assert!(!error.lasting && error.message.contains("walgate init --apply"), "{error}");
     // They come back, and so does the store.
-    create_sql(ROLE).iter().for_each(|statement| drop(rig.database.sql(statement)));
-    assert_eq!(store.park(&[keyed(1, "a")]).0, 1);
+    rig.create_tables();
+    assert_eq!(store.park(&[parcel_of_key(1, "a")]).0, 1);
 }
 
 #[test]
 fn a_row_that_somebody_changed_is_not_left_out_without_a_word() {
     let rig = Rig::new();
     let store = rig.store();
-    store.park(&[keyed(1, "a"), keyed(2, "b")]);
+    store.park(&[parcel_of_key(1, "a"), parcel_of_key(2, "b")]);
     for change in ["target = '[]'", "headers = '{}'", "payload_format = 'xml'", "ordinal = -1"] {
         rig.database.sql(&format!("BEGIN; UPDATE walgate.parked SET {change} WHERE commit_lsn = '0/2'"));
         // Seen by the store only when it is committed.
@@ -670,7 +683,7 @@ fn a_row_that_somebody_changed_is_not_left_out_without_a_word() {
         let column = change.split(' ').next().unwrap();
         assert!(error.message.contains(&format!("row {id} ")) && error.message.contains(column), "{error}");
         rig.database.sql("DELETE FROM walgate.parked WHERE commit_lsn = '0/2'");
-        store.park(&[keyed(2, "b")]);
+        store.park(&[parcel_of_key(2, "b")]);
     }
 }
 
@@ -678,10 +691,10 @@ fn a_row_that_somebody_changed_is_not_left_out_without_a_word() {
 fn a_connection_that_nobody_uses_is_closed() {
     let rig = Rig::new();
     let store = rig.store_of(SLOT, SINK, Duration::from_secs(20), Duration::from_millis(300));
-    store.park(&[keyed(1, "a")]);
+    store.park(&[parcel_of_key(1, "a")]);
     assert_eq!(rig.sessions(), 1);
     eventually(DEADLINE, "it is closed", || rig.sessions() == 0);
-    store.park(&[keyed(2, "a")]);
+    store.park(&[parcel_of_key(2, "a")]);
     // Used more often than that, it stays.
     let pid = |rig: &Rig| {
         rig.value(
@@ -716,7 +729,7 @@ fn rows_are_as_durable_as_what_they_release() {
         ("remote_apply", "remote_apply"),
     ]) {
         rig.database.sql(&format!("ALTER DATABASE {name} SET synchronous_commit = '{set}'"));
-        rig.store().park(&[keyed(n, "a")]);
+        rig.store().park(&[parcel_of_key(n, "a")]);
         assert_eq!(rig.value("DELETE FROM seen RETURNING setting"), expected, "{set}");
     }
 }
@@ -734,15 +747,15 @@ fn with_a_failover_slot_rows_wait_for_the_standbys() {
     rig.database.sql("SELECT pg_create_physical_replication_slot('standby', true)");
     let patience = Duration::from_secs(2);
     let store = rig.store_of(SLOT, SINK, patience, Duration::from_secs(60));
-    assert_eq!(store.park(&[keyed(1, "a")]).0, 1, "the setting is empty");
+    assert_eq!(store.park(&[parcel_of_key(1, "a")]).0, 1, "the setting is empty");
     rig.database.sql("ALTER SYSTEM SET synchronized_standby_slots = 'standby, \"absent\"'");
     rig.database.sql("SELECT pg_reload_conf()");
     eventually(DEADLINE, "the setting is there", || rig.value("SHOW synchronized_standby_slots").contains("standby"));
     let start = Instant::now();
-    let error = store.run(store.store.park(vec![keyed(2, "a")])).unwrap_err();
+    let error = store.run(store.store.park(vec![parcel_of_key(2, "a")])).unwrap_err();
     assert!(start.elapsed() < patience + Duration::from_secs(1));
     assert!(!error.lasting && error.message.contains("standby, absent"), "{error}");
-    let error = store.run(store.store.bury(vec![letter(keyed(3, "a"), "refused")], vec![])).unwrap_err();
+    let error = store.run(store.store.bury(vec![letter(parcel_of_key(3, "a"), "refused")], vec![])).unwrap_err();
     assert!(!error.lasting && error.message.contains("synchronized_standby_slots"), "{error}");
     assert_eq!(
         (rig.count("parked"), rig.count("dead_letters")),
@@ -750,13 +763,13 @@ fn with_a_failover_slot_rows_wait_for_the_standbys() {
         "they are written, and may be asked for again"
     );
     // A slot without failover goes nowhere.
-    assert_eq!(rig.store_of("other", SINK, patience, patience).park(&[keyed(1, "a")]).0, 1);
+    assert_eq!(rig.store_of("other", SINK, patience, patience).park(&[parcel_of_key(1, "a")]).0, 1);
     // The standby has it in the end.
     rig.database.sql("ALTER SYSTEM SET synchronized_standby_slots = 'fresh'");
     rig.database.sql("SELECT pg_reload_conf()");
     let waiting = {
         let store = rig.store().store.clone();
-        rig.runtime.spawn(async move { store.park(vec![keyed(2, "a")]).await })
+        rig.runtime.spawn(async move { store.park(vec![parcel_of_key(2, "a")]).await })
     };
     rig.database.sql("SELECT pg_create_logical_replication_slot('fresh', 'pgoutput')");
     eventually(DEADLINE, "the standby's slot is far enough", || {

@@ -39,26 +39,8 @@ const COLUMNS: &str = "\
   errors json,
   stored_at timestamptz NOT NULL DEFAULT now()";
 
-/// The statements that make what is missing, in order, and let `role` use it. All of them may be run again.
-#[must_use]
-pub fn create_sql(role: &str) -> Vec<String> {
-    let role = quote_ident(role);
-    let shelf = |table: &str| format!("CREATE TABLE IF NOT EXISTS {table} (\n{COLUMNS}\n);");
-    let places = |name: &str, table: &str| {
-        format!("CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {table} (slot, sink, commit_lsn, ordinal, delivery);")
-    };
-    vec![
-        format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA};"),
-        shelf(PARKED),
-        places("parked_place", PARKED),
-        format!(
-            "CREATE INDEX IF NOT EXISTS parked_key ON {PARKED} (slot, sink, hold_key, commit_lsn, ordinal, delivery) \
-             WHERE hold_key IS NOT NULL;"
-        ),
-        shelf(DEAD_LETTERS),
-        places("dead_letters_place", DEAD_LETTERS),
-        format!(
-            "CREATE TABLE IF NOT EXISTS {REQUESTS} (
+/// Columns of `requests`.
+const REQUEST_COLUMNS: &str = "\
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   slot text NOT NULL,
   verb text NOT NULL,
@@ -69,13 +51,49 @@ pub fn create_sql(role: &str) -> Vec<String> {
   done_at timestamptz,
   failed boolean,
   outcome text,
-  affected bigint
-);"
-        ),
-        format!("CREATE INDEX IF NOT EXISTS requests_open ON {REQUESTS} (slot, id) WHERE done_at IS NULL;"),
+  affected bigint";
+
+/// Every column that is read or written, with its table, both without the schema.
+pub(in crate::control) fn columns() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let tables = [(PARKED, COLUMNS), (DEAD_LETTERS, COLUMNS), (REQUESTS, REQUEST_COLUMNS)];
+    tables.into_iter().flat_map(|(table, columns)| {
+        let table = table.split_once('.').map_or(table, |(_, name)| name);
+        columns.lines().filter_map(move |line| Some((table, line.split_whitespace().next()?)))
+    })
+}
+
+/// Lets a role use the tables.
+#[must_use]
+pub(in crate::control) fn grant_sql(role: &str) -> [String; 2] {
+    let role = quote_ident(role);
+    [
         format!("GRANT USAGE ON SCHEMA {SCHEMA} TO {role};"),
         format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {PARKED}, {DEAD_LETTERS}, {REQUESTS} TO {role};"),
     ]
+}
+
+/// The statements that make what is missing, in order, and let `role` use it. All of them may be run again.
+#[must_use]
+pub fn create_sql(role: &str) -> Vec<String> {
+    let shelf = |table: &str| format!("CREATE TABLE IF NOT EXISTS {table} (\n{COLUMNS}\n);");
+    let places = |name: &str, table: &str| {
+        format!("CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {table} (slot, sink, commit_lsn, ordinal, delivery);")
+    };
+    let mut statements = vec![
+        format!("CREATE SCHEMA IF NOT EXISTS {SCHEMA};"),
+        shelf(PARKED),
+        places("parked_place", PARKED),
+        format!(
+            "CREATE INDEX IF NOT EXISTS parked_key ON {PARKED} (slot, sink, hold_key, commit_lsn, ordinal, delivery) \
+             WHERE hold_key IS NOT NULL;"
+        ),
+        shelf(DEAD_LETTERS),
+        places("dead_letters_place", DEAD_LETTERS),
+        format!("CREATE TABLE IF NOT EXISTS {REQUESTS} (\n{REQUEST_COLUMNS}\n);"),
+        format!("CREATE INDEX IF NOT EXISTS requests_open ON {REQUESTS} (slot, id) WHERE done_at IS NULL;"),
+    ];
+    statements.extend(grant_sql(role));
+    statements
 }
 
 /// The statements that take it all away.
@@ -85,4 +103,16 @@ pub fn drop_sql() -> Vec<String> {
         format!("DROP TABLE IF EXISTS {PARKED}, {DEAD_LETTERS}, {REQUESTS};"),
         format!("DROP SCHEMA IF EXISTS {SCHEMA};"),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_are_those_of_the_statements() {
+        let columns: Vec<_> = columns().collect();
+        assert_eq!(columns.len(), 24 + 24 + 11);
+        assert!(columns.contains(&("parked", "hold_key")) && columns.contains(&("requests", "affected")));
+    }
 }

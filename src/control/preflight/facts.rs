@@ -8,6 +8,7 @@ use walgate_sink::Lsn;
 use super::Wanted;
 use crate::control::{
     missing_past::associated_lsn,
+    parking,
     query::{QueryError, execute, json_row, json_rows},
     slot::SlotReport,
 };
@@ -139,6 +140,19 @@ pub struct ExistingRows {
     pub behind_slot: u64,
 }
 
+/// walgate's own tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkingFacts {
+    /// All of them exist, with every column that is needed.
+    pub exists: bool,
+    /// The role may read and write all of them.
+    pub may_write: bool,
+    /// At least one of them is in our publication.
+    pub published: bool,
+    /// Those that the publication names itself, with their schema.
+    pub named: Vec<String>,
+}
+
 /// As many rows are counted, not more: a bound on what a check costs.
 pub const ROWS_COUNTED: u64 = 100_001;
 
@@ -252,6 +266,32 @@ LEFT JOIN (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relname
     WHERE n.nspname = $2 AND c.relname = $3) c ON true
 WHERE p.pubname = $1";
 
+/// $1 publication, $2 a list of tables and columns that are needed.
+const PARKING_SQL: &str = "\
+WITH wanted AS (
+    SELECT w->>0 AS relname, w->>1 AS attname FROM jsonb_array_elements($2::jsonb) w
+), tables AS (
+    SELECT c.oid, n.oid AS schema, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'walgate' AND c.relkind IN ('r', 'p') AND c.relname IN (SELECT relname FROM wanted)
+)
+SELECT jsonb_build_object(
+    'exists', NOT EXISTS (
+        SELECT 1 FROM wanted w WHERE NOT EXISTS (
+            SELECT 1 FROM tables t JOIN pg_attribute a ON a.attrelid = t.oid
+            WHERE t.relname = w.relname AND a.attname = w.attname AND a.attnum > 0 AND NOT a.attisdropped)),
+    'may_write', COALESCE((
+        SELECT bool_and(has_schema_privilege(t.schema, 'USAGE') AND has_table_privilege(t.oid, 'SELECT')
+            AND has_table_privilege(t.oid, 'INSERT') AND has_table_privilege(t.oid, 'UPDATE')
+            AND has_table_privilege(t.oid, 'DELETE')) FROM tables t), false),
+    'published', EXISTS (
+        SELECT 1 FROM tables t JOIN pg_publication_tables p ON p.schemaname = t.nspname AND p.tablename = t.relname
+        WHERE p.pubname = $1),
+    'named', COALESCE((
+        SELECT jsonb_agg(t.nspname || '.' || t.relname ORDER BY t.relname)
+        FROM tables t JOIN pg_publication_rel r ON r.prrelid = t.oid JOIN pg_publication p ON p.oid = r.prpubid
+        WHERE p.pubname = $1), '[]'::jsonb)
+)::text";
+
 /// A visible row whose age is negative was frozen more than two thousand million transactions ago.
 fn existing_rows_sql(wanted: &Wanted) -> String {
     format!(
@@ -297,6 +337,12 @@ pub(super) async fn near_table(client: &Client, wanted: &Wanted) -> Result<Optio
 pub(super) async fn publication(client: &Client, wanted: &Wanted) -> Result<Option<PublicationFacts>, QueryError> {
     let params = [&*wanted.publication, &wanted.table.schema, &wanted.table.name, &wanted.slot];
     json_row(client, "read the publication", PUBLICATION_SQL, &params).await
+}
+
+pub(super) async fn parking(client: &Client, wanted: &Wanted) -> Result<ParkingFacts, QueryError> {
+    let columns = serde_json::json!(parking::columns().collect::<Vec<_>>()).to_string();
+    let found = json_row(client, "read walgate's own tables", PARKING_SQL, &[&wanted.publication, &columns]).await?;
+    Ok(found.unwrap_or_default())
 }
 
 pub(super) async fn existing_rows(client: &Client, wanted: &Wanted) -> Result<Option<ExistingRows>, QueryError> {

@@ -1,6 +1,7 @@
 //! What must hold before streaming starts, checked from the catalogs: all findings, not only the first.
 
 mod facts;
+mod parking;
 mod publication;
 mod server;
 mod slot;
@@ -13,8 +14,10 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 pub use facts::{
-    ColumnFacts, ExistingRows, PastFacts, PublicationEntry, PublicationFacts, ROWS_COUNTED, ServerFacts, TableFacts,
+    ColumnFacts, ExistingRows, ParkingFacts, PastFacts, PublicationEntry, PublicationFacts, ROWS_COUNTED, ServerFacts,
+    TableFacts,
 };
+pub use parking::Parking;
 
 use crate::config;
 
@@ -147,6 +150,8 @@ pub struct Facts {
     pub existing: Option<ExistingRows>,
     /// Whether what the slot reads first knows the publication.
     pub past: PastFacts,
+    /// walgate's own tables.
+    pub parking: ParkingFacts,
     #[serde(skip)]
     near_table: Option<String>,
 }
@@ -198,6 +203,7 @@ async fn read(client: &Client, wanted: &Wanted) -> Result<Result<Facts, Finding>
     let table = facts::table(client, wanted).await?;
     let near_table = if table.is_none() { facts::near_table(client, wanted).await? } else { None };
     let publication = facts::publication(client, wanted).await?;
+    let parking = facts::parking(client, wanted).await?;
     let slots = slot_report(client, &wanted.slot).await?;
     let may_count =
         wanted.count_rows && table.as_ref().is_some_and(|table| table.may_select && matches!(table.kind, 'r' | 'p'));
@@ -205,7 +211,7 @@ async fn read(client: &Client, wanted: &Wanted) -> Result<Result<Facts, Finding>
     execute(client, "end the check", "COMMIT").await?;
     let younger = publication.as_ref().and_then(|publication| publication.younger_than_slot) == Some(true);
     let past = if younger { facts::past(client, wanted, &slots, &server).await } else { PastFacts::NotAsked };
-    Ok(Ok(Facts { server, table, publication, slots, existing, past, near_table }))
+    Ok(Ok(Facts { server, table, publication, slots, existing, past, parking, near_table }))
 }
 
 /// Every finding, in the order in which the SQL that mends them should be run.
@@ -215,6 +221,7 @@ fn judge(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
     table::judge(facts, wanted, &mut findings);
     publication::judge(facts, wanted, &mut findings);
     slot::judge(facts, wanted, &mut findings);
+    parking::judge(facts, wanted, &mut findings);
     table::judge_rows(facts, wanted, &mut findings);
     findings
 }

@@ -94,6 +94,7 @@ fn sound() -> Facts {
         },
         existing: None,
         past: PastFacts::NotAsked,
+        parking: ParkingFacts { exists: true, may_write: true, published: false, named: Vec::new() },
         near_table: None,
     }
 }
@@ -343,5 +344,36 @@ fn rows_that_are_there_already() {
             }
         });
     }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn the_parking_tables() {
+    let mut all = String::new();
+    let mut seen = Vec::new();
+    let mut look = |change: &dyn Fn(&mut Facts)| {
+        let mut facts = sound();
+        change(&mut facts);
+        seen.push(facts.parking());
+        all += &text(&wanted(), |facts| change(facts));
+    };
+    look(&|_| ());
+    look(&|facts| facts.parking = ParkingFacts::default());
+    look(&|facts| facts.parking.may_write = false);
+    look(&|facts| facts.parking.published = true);
+    look(&|facts| {
+        facts.parking.published = true;
+        facts.parking.named = ["walgate.dead_letters", "walgate.parked"].map(String::from).into();
+    });
+    look(&|facts| {
+        facts.parking.published = true;
+        publication(facts).all_tables = true;
+    });
+    look(&|facts| {
+        server(facts).in_recovery = true;
+        server(facts).version_num = 160_000;
+    });
+    use Parking::{Absent, Denied, Published, Usable};
+    assert_eq!(seen, [Usable, Absent, Denied, Published, Published, Published, Denied]);
     insta::assert_snapshot!(all);
 }

@@ -210,6 +210,8 @@ CREATE ROLE {role_name} LOGIN REPLICATION;
                 // The administrator's right to replicate is needed to make the slot only.
                 FindingCode::RoleLacksReplication if slot => {}
                 FindingCode::SlotActive => {}
+                // Made here, or left out on purpose; and it is not the administrator's rights that matter.
+                FindingCode::ParkingAbsent | FindingCode::ParkingDenied => {}
                 // Matters of running walgate, not of setting it up.
                 FindingCode::WalSendersFull
                 | FindingCode::SynchronousStandby

@@ -3,12 +3,12 @@
 use walgate::control::parking::Filter;
 use walgate::control::requests::{Answer, Verb, answer, answer_of, ask, next, paused};
 
-use super::{Rig, SLOT};
+use super::{Rig, SLOT, connect};
 use crate::support::postgres::{Postgres, ROLE};
 
 /// A client as the gateway has it.
 fn client(rig: &Rig) -> tokio_postgres::Client {
-    let connect = rig.connect();
+    let connect = connect(&rig.database);
     rig.runtime.block_on(async {
         let link = connect().await.unwrap();
         tokio::spawn(link.driver);
