@@ -17,7 +17,7 @@ use crate::{
     admin::{self, Wish, Writes},
     checkpoint::Checkpoint,
     config::{Config, Listen, Loaded, listen_address},
-    control::{self, Finding, Link, LinkError, Preflight, Session, SessionOptions, Severity, Wanted},
+    control::{self, Finding, Link, LinkError, Parking, Preflight, Session, SessionOptions, Severity, Wanted},
     error::ExitStatus,
     metrics::{Metrics, Routes},
     pipeline::{
@@ -96,7 +96,8 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
     for partition in found.facts.table.iter().flat_map(|table| &table.partitions) {
         routing.reader.include(*partition);
     }
-    let (usable, paused) = tables_usable(&settings, &loaded.config.source.slot).await;
+    let usable = found.facts.parking() == Parking::Usable;
+    let paused = if usable { paused(&settings, &loaded.config.source.slot).await? } else { Vec::new() };
     if !usable {
         refuse_what_needs_tables(&loaded)?;
     }
@@ -239,14 +240,17 @@ async fn create_slot(client: &tokio_postgres::Client, wanted: &Wanted) -> Result
     }
 }
 
-async fn tables_usable(settings: &ConnectSettings, slot: &str) -> (bool, Vec<String>) {
-    let Ok(Link { client, driver }) = setup::connect(settings).await else { return (false, Vec::new()) };
-    let driver = tokio::spawn(driver);
-    let sql = "SELECT to_regclass('walgate.parked') IS NOT NULL AND has_table_privilege('walgate.parked', 'INSERT')";
-    let usable = client.query_typed(sql, &[]).await.is_ok_and(|rows| rows.first().is_some_and(|row| row.get(0)));
-    let paused = if usable { control::requests::paused(&client, slot).await.unwrap_or_default() } else { Vec::new() };
+/// The sinks that operators have paused. Not knowing them is no leave to send.
+async fn paused(settings: &ConnectSettings, slot: &str) -> Result<Vec<String>, ExitStatus> {
+    let failed = |why: String| {
+        complain(&why);
+        ExitStatus::Environment
+    };
+    let link = setup::connect(settings).await.map_err(|error| failed(cannot_connect(&error)))?;
+    let driver = tokio::spawn(link.driver);
+    let paused = control::requests::paused(&link.client, slot).await;
     driver.abort();
-    (usable, paused)
+    paused.map_err(|error| failed(error.to_string()))
 }
 
 /// What cannot be done without walgate's own tables must not be taken for granted.
