@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod dlq;
 mod expect;
 mod fetch;
 mod init;
@@ -13,6 +14,7 @@ mod signals;
 mod simulate;
 mod status;
 mod systemd;
+mod tables;
 
 use std::{io::IsTerminal, path::PathBuf};
 
@@ -30,16 +32,17 @@ pub struct Cli {
     output: OutputArgs,
 }
 
+/// They stand behind what is a command's own, however much that is.
 #[derive(Debug, Args)]
 struct OutputArgs {
     /// How log lines look: `auto` is human on a terminal and JSON otherwise.
-    #[arg(long, global = true, value_enum, default_value = "auto", env = "WALGATE_LOG_FORMAT")]
+    #[arg(long, global = true, value_enum, default_value = "auto", env = "WALGATE_LOG_FORMAT", display_order = 900)]
     log_format: LogFormat,
     /// What is logged: a level, or a filter such as `walgate=debug`.
-    #[arg(long, global = true, default_value = "info,tokio_postgres=warn", env = "WALGATE_LOG")]
+    #[arg(long, global = true, default_value = "info,tokio_postgres=warn", env = "WALGATE_LOG", display_order = 901)]
     log: String,
     /// Colours. `auto`: on a terminal, unless NO_COLOR is set.
-    #[arg(long, global = true, value_enum, default_value = "auto")]
+    #[arg(long, global = true, value_enum, default_value = "auto", display_order = 902)]
     color: Color,
 }
 
@@ -75,6 +78,8 @@ enum Command {
     Test(expect::TestArgs),
     /// Show what a running gateway is doing, sink by sink, and who holds the WAL.
     Status(status::StatusArgs),
+    /// List dead letters, and show one.
+    Dlq(dlq::DlqArgs),
     /// The story of the vanished order, on this machine, with a PostgreSQL of its own.
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
@@ -112,6 +117,7 @@ pub fn main(registry: &Registry) -> ExitStatus {
             Command::Route(args) => route::run(&args, registry),
             Command::Test(args) => expect::run(&args, registry),
             Command::Status(args) => status::run(args, registry).await,
+            Command::Dlq(args) => dlq::run(args, registry).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args).await,
         }
