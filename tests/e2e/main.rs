@@ -39,6 +39,7 @@ mod kafka;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;
+mod parking_store;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod receivers;

@@ -33,7 +33,7 @@ pub struct Database {
 }
 
 impl Database {
-    pub(super) fn create(server: Arc<Postgres>) -> Database {
+    pub(super) fn create(server: Arc<Postgres>, encoding: &str) -> Database {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("shop_{n}");
@@ -41,7 +41,7 @@ impl Database {
         // Several tests at once: whoever comes second finds the role.
         let role = format!("CREATE ROLE {ROLE} LOGIN REPLICATION PASSWORD '{PASSWORD}'");
         let _ = admin.try_run(&role);
-        admin.run(&format!("CREATE DATABASE {name} TEMPLATE template0"));
+        admin.run(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"));
         Database {
             server,
             name,

@@ -75,7 +75,12 @@ impl Postgres {
 
     /// A new database on this server, dropped with what belongs to it at the end of the test.
     pub fn database(self: &Arc<Self>) -> Database {
-        Database::create(self.clone())
+        Database::create(self.clone(), "UTF8")
+    }
+
+    /// The same in another encoding, such as `LATIN1` or `SQL_ASCII`.
+    pub fn database_in(self: &Arc<Self>, encoding: &str) -> Database {
+        Database::create(self.clone(), encoding)
     }
 
     pub fn port(&self) -> u16 {
