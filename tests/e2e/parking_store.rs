@@ -5,6 +5,7 @@
 
 mod measure;
 mod plans;
+mod requests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
