@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod ask;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
@@ -13,6 +14,7 @@ mod setup;
 mod signals;
 mod simulate;
 mod status;
+mod steer;
 mod systemd;
 mod tables;
 
@@ -20,7 +22,7 @@ use std::{io::IsTerminal, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{error::ExitStatus, registry::Registry, telemetry::LogFormat};
+use crate::{control::requests::Verb, error::ExitStatus, registry::Registry, telemetry::LogFormat};
 
 /// Committed outbox events from PostgreSQL's write-ahead log to every routed sink, at least once.
 #[derive(Debug, Parser)]
@@ -78,8 +80,14 @@ enum Command {
     Test(expect::TestArgs),
     /// Show what a running gateway is doing, sink by sink, and who holds the WAL.
     Status(status::StatusArgs),
-    /// List dead letters, and show one.
+    /// List dead letters, have them attempted again, or delete them.
     Dlq(dlq::DlqArgs),
+    /// Have the gateway send nothing to a sink until it is resumed, restarts included.
+    Pause(steer::SinkArgs),
+    /// Have the gateway go on with a sink that was paused.
+    Resume(steer::SinkArgs),
+    /// Have the gateway leave out an event that holds its key on a sink: the sink never gets it.
+    Skip(steer::SkipArgs),
     /// The story of the vanished order, on this machine, with a PostgreSQL of its own.
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
@@ -118,6 +126,9 @@ pub fn main(registry: &Registry) -> ExitStatus {
             Command::Test(args) => expect::run(&args, registry),
             Command::Status(args) => status::run(args, registry).await,
             Command::Dlq(args) => dlq::run(args, registry).await,
+            Command::Pause(args) => steer::run(&args, Verb::Pause {}, registry).await,
+            Command::Resume(args) => steer::run(&args, Verb::Resume {}, registry).await,
+            Command::Skip(args) => steer::skip(args, registry).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args).await,
         }

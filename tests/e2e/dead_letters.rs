@@ -1,4 +1,8 @@
-//! The command line over walgate's own tables: what is in them. The tables are filled by hand.
+//! The command line over walgate's own tables: what is in them, and what is asked of a gateway. The tables are filled by
+//! hand, and the gateway is played by hand.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ::walgate::control::parking::create_sql;
 use serde_json::{Value, json};
@@ -6,6 +10,7 @@ use serde_json::{Value, json};
 use crate::rig::Rig;
 use crate::support::postgres::ROLE;
 use crate::support::receiver::Receiver;
+use crate::support::wait;
 use crate::support::walgate::{Ended, Setup, Walgate};
 
 /// What breaks a terminal, or a line.
@@ -80,6 +85,17 @@ impl Desk {
     fn listed(&self, filter: &[&str]) -> Vec<i64> {
         let found = self.json(&[&["dlq", "list"], filter].concat());
         found["list"].as_array().unwrap().iter().map(|line| line["id"].as_i64().unwrap()).collect()
+    }
+
+    /// Rows of `walgate.requests`: sink, verb and arguments.
+    fn requests(&self) -> Vec<(String, String, Value)> {
+        let sql = "SELECT slot, sink, verb, arguments FROM walgate.requests ORDER BY id";
+        let read = |row: &Vec<Option<String>>| {
+            let text = |column: usize| row[column].clone().expect("a value");
+            assert_eq!(text(0), self.rig.database.slot);
+            (text(1), text(2), serde_json::from_str(&text(3)).expect("JSON"))
+        };
+        self.rig.database.sql(sql).iter().map(read).collect()
     }
 }
 
@@ -184,4 +200,102 @@ fn one_dead_letter_is_shown_whole_and_its_payload_only_when_asked_for() {
     assert_eq!(desk.json(&["dlq", "show", &binary, "--parked", "--payload"])["payload_base64"], json!("AP8b"));
     let missing = format!("there is no dead letter {stranger} of slot");
     desk.run(&["dlq", "show", &stranger]).expect(1, &[&missing, "walgate dlq list"]);
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_before_anything_is_asked_for() {
+    let desk = Desk::new();
+    for command in [&["dlq", "list"][..], &["dlq", "show", "1"], &["pause", "--sink", "hook"]] {
+        desk.run(command).expect(3, &["walgate.", "does not exist", "init --apply"]);
+    }
+    let desk = Desk::with_tables();
+    desk.row("dead_letters", "hook", 1, &[]);
+    desk.rig.database.sql(&format!("REVOKE ALL ON walgate.dead_letters FROM {ROLE}"));
+    desk.run(&["dlq", "list"]).expect(3, &["permission denied", "init --apply"]);
+    for (command, says) in [
+        (&["dlq", "list", "--sink", "hok"][..], "there is no sink `hok`: did you mean `hook`? sinks: hook, partner"),
+        (&["dlq", "retry", "--sink", "-"], "write --unrouted"),
+        (&["dlq", "retry"], "or say --all"),
+        (&["dlq", "retry", "--all", "--sink", "hook"], "leave one out"),
+        (&["dlq", "drop", "--yes"], "or say --all"),
+        (&["dlq", "drop", "--all"], "say --yes"),
+        (&["dlq", "drop", "--sink", "hook", "--unrouted", "--yes"], "cannot be used with"),
+        (&["pause", "--sink", "partnr"], "did you mean `partner`?"),
+        (&["resume", "--sink", ""], "there is no sink ``"),
+        (&["skip", "--sink", "hook"], "--event-id"),
+    ] {
+        desk.run(command).expect(2, &[says]);
+    }
+    assert_eq!(desk.requests(), []);
+}
+
+#[test]
+fn what_is_asked_for_waits_for_a_gateway() {
+    let desk = Desk::with_tables();
+    desk.run(&["dlq", "retry", "--all"]).expect(0, &["no dead letter fits"]);
+    for (sink, ordinal) in [("hook", 1), ("hook", 2), ("", 3), ("gone", 4)] {
+        desk.row("dead_letters", sink, ordinal, &[("reason", "'refused'")]);
+    }
+    let nobody = format!("nobody reads slot `{}`: what waits stays asked for", desk.rig.database.slot);
+    let ended = desk.run(&["dlq", "retry", "--type", "order.created", "--newer-than", "1h", "--wait", "0s"]);
+    ended.expect(1, &["waits   retry for events without a route (request 1)", "sink hook (request 2)", &nobody]);
+    ended.expect(1, &["no sink `gone` is configured", "its dead letters (1)", "left alone"]);
+    desk.run(&["dlq", "drop", "--sink", "hook", "--yes", "--wait", "0s"]).expect(1, &["drop for sink hook", &nobody]);
+    desk.run(&["pause", "--sink", "partner", "--wait", "300ms"])
+        .expect(1, &["waits   pause for sink partner", "300ms"]);
+    let ended = desk.run(&["skip", "--sink", "hook", "--event-id", HOSTILE, "--wait", "0s", "--json"]);
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((ended.code, &report["slot"]), (Some(1), &json!(desk.rig.database.slot)));
+    assert_eq!((&report["requests"][0]["request"], &report["requests"][0]["answered"]), (&json!(5), &json!(false)));
+
+    let filter = json!({ "event_type": "order.created", "newer_than_seconds": 3600 });
+    let request = |sink: &str, verb: &str, arguments: Value| (sink.to_owned(), verb.to_owned(), arguments);
+    let expected = vec![
+        request("", "retry", filter.clone()),
+        request("hook", "retry", filter),
+        request("hook", "drop", json!({})),
+        request("partner", "pause", json!({})),
+        request("hook", "skip", json!({ "event_id": HOSTILE })),
+    ];
+    assert_eq!(desk.requests(), expected);
+}
+
+#[test]
+fn the_answer_of_a_gateway_is_waited_for_and_told() {
+    let desk = Desk::with_tables();
+    desk.row("dead_letters", "hook", 1, &[]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // A gateway that does what is asked for, but pauses nothing.
+            let gateway = desk.rig.database.client();
+            while !done.load(Ordering::SeqCst) {
+                gateway.run(
+                    "UPDATE walgate.requests SET done_at = now(), failed = (verb = 'pause'), affected = id, \
+                     outcome = 'the answer to ' || verb || E'\\n\\u001b' WHERE done_at IS NULL",
+                );
+                wait::watch_for(Duration::from_millis(50));
+            }
+        });
+        // It ends with the commands, however they end.
+        let _end = End(&done);
+        let ended = desk.run(&["dlq", "retry", "--all", "--wait", "60s"]);
+        ended.expect(0, &["done    retry for sink hook (request 1): the answer to retry\\n\\u{1b}"]);
+        let report = desk.json(&["dlq", "drop", "--all", "--yes", "--wait", "60s"]);
+        let asked = &report["requests"][0];
+        assert_eq!((&asked["failed"], &asked["affected"]), (&json!(false), &json!(2)));
+        assert_eq!((&asked["outcome"], &report["slot_read_by"]), (&json!("the answer to drop\n\u{1b}"), &Value::Null));
+        desk.run(&["pause", "--sink", "hook", "--wait", "60s"]).expect(1, &["failed  pause for sink hook (request 3)"]);
+        desk.run(&["resume", "--sink", "hook", "--wait", "60s"]).expect(0, &["done    resume"]);
+        desk.run(&["skip", "--sink", "hook", "--event-id", "e", "--wait", "60s"]).expect(0, &["done    skip"]);
+    });
+}
+
+/// Says that it is over when it is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

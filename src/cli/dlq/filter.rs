@@ -51,6 +51,11 @@ fn duration(text: &str) -> Result<HumanDuration, String> {
 }
 
 impl FilterArgs {
+    /// Whether nothing was named: every row is meant.
+    pub fn is_empty(&self) -> bool {
+        self.sink.is_none() && !self.unrouted && self.filter() == Filter::default()
+    }
+
     /// The conditions but for the sink.
     pub fn filter(&self) -> Filter {
         Filter {

@@ -157,7 +157,16 @@ fn the_help() {
         let found = path.iter().fold(start, |command, name| command.find_subcommand_mut(name).unwrap());
         found.render_help().to_string()
     };
-    let paths: [&[&str]; 3] = [&["dlq"], &["dlq", "list"], &["dlq", "show"]];
+    let paths: [&[&str]; 8] = [
+        &["dlq"],
+        &["dlq", "list"],
+        &["dlq", "show"],
+        &["dlq", "retry"],
+        &["dlq", "drop"],
+        &["pause"],
+        &["resume"],
+        &["skip"],
+    ];
     let text = paths.map(help).join("---\n");
     insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!("dlq_help", text);
@@ -215,7 +224,11 @@ fn conditions_become_a_selection() {
     assert_eq!(selection.filter, expected);
     assert_eq!(filter(&["--unrouted"]).unwrap().selection(&loaded()).unwrap().sink.as_deref(), Some(""));
     let all = filter(&[]).unwrap();
-    assert!(all.selection(&loaded()).unwrap().sink.is_none());
+    assert!(all.is_empty() && all.selection(&loaded()).unwrap().sink.is_none());
+    for one in [["--sink", "x"], ["--type", "x"], ["--id", "1"], ["--older-than", "1s"]] {
+        assert!(!filter(&one).unwrap().is_empty(), "{one:?}");
+    }
+    assert!(!filter(&["--unrouted"]).unwrap().is_empty());
 }
 
 #[test]
