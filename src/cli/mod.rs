@@ -1,8 +1,10 @@
 //! The command line: one file per subcommand.
 
+mod ask;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod dlq;
 mod expect;
 mod fetch;
 mod init;
@@ -14,13 +16,15 @@ mod setup;
 mod signals;
 mod simulate;
 mod status;
+mod steer;
 mod systemd;
+mod tables;
 
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{error::ExitStatus, registry::Registry, telemetry::LogFormat};
+use crate::{control::requests::Verb, error::ExitStatus, registry::Registry, telemetry::LogFormat};
 
 /// Committed outbox events from PostgreSQL's write-ahead log to every routed sink, at least once.
 #[derive(Debug, Parser)]
@@ -32,16 +36,17 @@ pub struct Cli {
     output: OutputArgs,
 }
 
+/// They stand behind what is a command's own, however much that is.
 #[derive(Debug, Args)]
 struct OutputArgs {
     /// How log lines look: `auto` is human on a terminal and JSON otherwise.
-    #[arg(long, global = true, value_enum, default_value = "auto", env = "WALGATE_LOG_FORMAT")]
+    #[arg(long, global = true, value_enum, default_value = "auto", env = "WALGATE_LOG_FORMAT", display_order = 900)]
     log_format: LogFormat,
     /// What is logged: a level, or a filter such as `walgate=debug`.
-    #[arg(long, global = true, default_value = "info,tokio_postgres=warn", env = "WALGATE_LOG")]
+    #[arg(long, global = true, default_value = "info,tokio_postgres=warn", env = "WALGATE_LOG", display_order = 901)]
     log: String,
     /// Colours. `auto`: on a terminal, unless NO_COLOR is set.
-    #[arg(long, global = true, value_enum, default_value = "auto")]
+    #[arg(long, global = true, value_enum, default_value = "auto", display_order = 902)]
     color: Color,
 }
 
@@ -77,6 +82,14 @@ enum Command {
     Test(expect::TestArgs),
     /// Show what a running gateway is doing, sink by sink, and who holds the WAL.
     Status(status::StatusArgs),
+    /// List dead letters, have them attempted again, or delete them.
+    Dlq(dlq::DlqArgs),
+    /// Have the gateway send nothing to a sink until it is resumed, restarts included.
+    Pause(steer::SinkArgs),
+    /// Have the gateway go on with a sink that was paused.
+    Resume(steer::SinkArgs),
+    /// Have the gateway leave out an event that holds its key on a sink: the sink never gets it.
+    Skip(steer::SkipArgs),
     /// The story of the vanished order, on this machine, with a PostgreSQL of its own.
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
@@ -114,6 +127,10 @@ pub fn main(registry: &Registry) -> ExitStatus {
             Command::Route(args) => route::run(&args, registry),
             Command::Test(args) => expect::run(&args, registry),
             Command::Status(args) => status::run(args, registry).await,
+            Command::Dlq(args) => dlq::run(args, registry).await,
+            Command::Pause(args) => steer::run(&args, Verb::Pause {}, registry).await,
+            Command::Resume(args) => steer::run(&args, Verb::Resume {}, registry).await,
+            Command::Skip(args) => steer::skip(args, registry).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args).await,
         }

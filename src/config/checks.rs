@@ -131,11 +131,7 @@ fn wal_budget(budget: &WalBudget) -> Vec<(String, String)> {
 pub(crate) fn sacrifice(budget: &WalBudget, sinks: &[String]) -> Vec<(KeyPath, String)> {
     let unknown = |(_, name): &(usize, &String)| !sinks.contains(name);
     let fault = |(index, name): (usize, &String)| {
-        let suggestion = explain::suggestion(name, sinks);
-        let join = if suggestion.is_empty() { ";" } else { "" };
-        let message =
-            format!("there is no sink `{}`{suggestion}{join} sinks: {}", printable(name, 64), explain::list(sinks));
-        (KeyPath::from("wal_budget.sacrifice").index(index), message)
+        (KeyPath::from("wal_budget.sacrifice").index(index), explain::no_sink(name, sinks))
     };
     budget.sacrifice.iter().enumerate().filter(unknown).map(fault).collect()
 }

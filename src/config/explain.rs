@@ -90,6 +90,13 @@ pub(crate) fn suggestion(key: &str, known: &[String]) -> String {
     }
 }
 
+/// The sentence about a sink that does not exist.
+pub(crate) fn no_sink(name: &str, sinks: &[String]) -> String {
+    let suggestion = suggestion(name, sinks);
+    let join = if suggestion.is_empty() { ";" } else { "" };
+    format!("there is no sink `{}`{suggestion}{join} sinks: {}", printable(name, 64), list(sinks))
+}
+
 /// A list of allowed words.
 pub(crate) fn list(names: &[String]) -> String {
     names.join(", ")

@@ -90,6 +90,17 @@ impl Loaded {
         ConfigErrors::new(Arc::clone(&self.map))
     }
 
+    /// The sink of this name.
+    ///
+    /// # Errors
+    /// There is none: a sentence that names those that there are, and the nearest.
+    pub fn sink(&self, name: &str) -> Result<&Sink, String> {
+        self.sinks.iter().find(|sink| sink.name == name).ok_or_else(|| {
+            let names: Vec<String> = self.sinks.iter().map(|sink| sink.name.clone()).collect();
+            explain::no_sink(name, &names)
+        })
+    }
+
     /// Where `path` stands: `walgate.yaml:3:7`, `environment variable X` or `flag --x`; empty where it has no place.
     #[must_use]
     pub fn locate(&self, path: impl Into<KeyPath>) -> String {

@@ -2,6 +2,7 @@
 //! database up or retiring it. Nothing here drops, re-creates or advances a slot, but for `init --remove`.
 
 pub mod create;
+pub mod dead_letters;
 pub mod finding;
 pub mod link;
 pub mod missing_past;

@@ -77,15 +77,41 @@ pub fn sentence(text: &str) -> String {
     plain(text, SENTENCE)
 }
 
+/// A whole text from outside, for a person who asked for it: control characters escaped.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for char in text.chars() {
+        if is_harmless(char) { plain.push(char) } else { plain.extend(char.escape_default()) }
+    }
+    plain
+}
+
+/// JSON whose strings a terminal can show: what JSON itself lets stand of control characters is escaped too, and it says
+/// the same.
+#[must_use]
+pub fn escaped_json(json: &str) -> String {
+    let mut plain = String::with_capacity(json.len());
+    for char in json.chars() {
+        if is_harmless(char) || char == '\n' {
+            plain.push(char);
+        } else {
+            // Such a character stands in a string only. None of them needs two units.
+            plain.push_str(&format!("\\u{:04x}", u32::from(char)));
+        }
+    }
+    plain
+}
+
 fn plain(text: &str, longest: usize) -> String {
     const CUT: &str = "...";
     let mut plain = String::with_capacity(text.len().min(longest));
     for (count, char) in text.chars().enumerate() {
         let before = plain.len();
-        if char.is_control() || is_bidi(char) {
-            plain.extend(char.escape_default())
-        } else {
+        if is_harmless(char) {
             plain.push(char)
+        } else {
+            plain.extend(char.escape_default())
         }
         if count == longest || plain.len() > FIELD - CUT.len() {
             plain.truncate(before);
@@ -96,6 +122,10 @@ fn plain(text: &str, longest: usize) -> String {
     plain
 }
 
+fn is_harmless(char: char) -> bool {
+    !char.is_control() && !is_bidi(char)
+}
+
 /// Characters that turn the direction of the text around them: a line must not read as another one.
 fn is_bidi(char: char) -> bool {
     matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -104,6 +134,17 @@ fn is_bidi(char: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_whole_text_is_plain_and_says_the_same() {
+        let text = "a\u{1b}[31m\r\n\u{9b}é\u{202e}\u{7f}\"";
+        assert_eq!(escaped(text), "a\\u{1b}[31m\\r\\n\\u{9b}é\\u{202e}\\u{7f}\"");
+        let json = format!("{:#}", serde_json::json!({ "text": text }));
+        let plain = escaped_json(&json);
+        assert_eq!(plain, "{\n  \"text\": \"a\\u001b[31m\\r\\n\\u009bé\\u202e\\u007f\\\"\"\n}");
+        let read: serde_json::Value = serde_json::from_str(&plain).unwrap();
+        assert_eq!(read["text"], text);
+    }
 
     #[test]
     fn a_text_from_outside_is_short_and_plain() {

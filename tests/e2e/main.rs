@@ -19,6 +19,7 @@ mod conformance;
 mod consumers;
 mod crash;
 mod custom_sink;
+mod dead_letters;
 #[cfg(feature = "demo")]
 mod demo;
 mod disturbances;
