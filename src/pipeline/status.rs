@@ -259,6 +259,7 @@ impl StatusBoard {
     #[must_use]
     pub fn status(&self) -> GatewayStatus {
         let source = lock(&self.shared.source).clone();
+        let (generation, configured_at) = *lock(&self.shared.generation);
         let checkpoint = lock(&self.shared.checkpoint)
             .as_ref()
             .map_or_else(|| Checkpoint::new(Lsn::ZERO).snapshot(), Checkpoint::snapshot);
@@ -269,8 +270,8 @@ impl StatusBoard {
         let not_ready = self.not_ready(&source, &sinks);
         GatewayStatus {
             identity: self.shared.identity.clone(),
-            generation: lock(&self.shared.generation).0,
-            configured_at: lock(&self.shared.generation).1.to_string(),
+            generation,
+            configured_at: configured_at.to_string(),
             uptime_seconds: self.shared.started.elapsed().as_secs_f64(),
             source_seconds: source.since.elapsed().as_secs_f64(),
             source,

@@ -44,6 +44,7 @@ mod parking_store;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod receivers;
+mod reload;
 mod revoked;
 mod rig;
 mod routing;

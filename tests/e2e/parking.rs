@@ -277,8 +277,12 @@ fn g5_a_dead_letter_that_cannot_be_written_holds_its_key_and_the_checkpoint() {
     walgate.eventually("it works", || pair.sick.settled_count() == 10);
     pair.wait_confirmed(&mut walgate);
     pair.database.sql(&format!("REVOKE INSERT ON walgate.dead_letters FROM {ROLE}"));
-    pair.sick.script(|request| if request.attempt == 1 && request.number == 11 { reply(400).into() } else { ok() });
-    let first = pair.database.insert("order.created", "k", "{\"i\": 100}");
+    let first = pair.database.value("SELECT gen_random_uuid()");
+    let poison = first.clone();
+    pair.sick.script(move |request| if request.id == poison { reply(400).into() } else { ok() });
+    pair.database.sql(&format!(
+        "INSERT INTO outbox_events (id, event_type, aggregate_id, payload) VALUES ('{first}', 'order.created', 'k', '{{}}')"
+    ));
     let behind = pair.database.insert("order.created", "k", "{\"i\": 101}");
     let other = pair.database.insert("order.created", "other", "{\"i\": 102}");
     walgate.eventually("another key goes on", || pair.sick.settled(&other).is_some());
