@@ -43,6 +43,9 @@ pub struct InitArgs {
     /// Make the outbox table too.
     #[arg(long, conflicts_with = "remove")]
     with_table: bool,
+    /// Leave walgate's own tables out: what a sink cannot take then stays in the write-ahead log, for all sinks.
+    #[arg(long, conflicts_with = "remove")]
+    no_parking: bool,
     /// Where --apply writes the configuration. The password of a new role goes beside it, into a file of mode 0600 that
     /// ends in .password.
     #[arg(long, value_name = "FILE", default_value = "walgate.yaml")]
@@ -53,7 +56,7 @@ pub struct InitArgs {
     /// Run the SQL, in order, and write the configuration. What exists already is left as it is.
     #[arg(long, requires = "admin_url")]
     apply: bool,
-    /// Drop the slot, and then the publication. The table is never touched.
+    /// Drop the slot, then the publication, and walgate's own tables if nothing is in them. The outbox is never touched.
     #[arg(long, requires = "admin_url", conflicts_with = "apply")]
     remove: bool,
     /// With --remove: drop the role too.
@@ -92,8 +95,8 @@ where
 {
     let table = TableName::parse(&args.table);
     let setup = table.and_then(|table| {
-        let InitArgs { slot, publication, role, with_table, .. } = args.clone();
-        let setup = Setup { table, slot, publication, role, with_table };
+        let InitArgs { slot, publication, role, with_table, no_parking, .. } = args.clone();
+        let setup = Setup { table, slot, publication, role, with_table, parking: !no_parking };
         setup.check().map(|()| setup)
     });
     let setup = match setup {

@@ -182,6 +182,12 @@ fn the_database_is_that_of_walgate_init() {
     for statement in wanted {
         assert!(sql.lines().any(|line| line == statement), "init.sql lacks: {statement}");
     }
+    // walgate's own tables, word for word.
+    let own = |text: &str| {
+        let from = text.find("CREATE SCHEMA IF NOT EXISTS walgate;").expect("walgate's schema");
+        text[from..].split("\n\n").next().map(str::to_owned)
+    };
+    assert_eq!(own(&sql), own(&printed.stdout));
     // A column may be added, none is missing.
     let table =
         |text: &str| text.split("CREATE TABLE").nth(1).and_then(|rest| rest.split(");").next()).map(str::to_owned);

@@ -3,6 +3,7 @@
 //! This file alone looks at a part of walgate from inside: it drives [`SqlStore`] itself against a real PostgreSQL, and
 //! looks into the tables by SQL. What the gateway makes of it is tested by what it delivers, in other files.
 
+mod init;
 mod measure;
 mod plans;
 mod preflight;

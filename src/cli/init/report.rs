@@ -41,7 +41,7 @@ impl Report {
                 StepOutcome::Absent => "does not exist",
                 StepOutcome::Kept => "kept",
             };
-            write!(out, "{:<12} {}: {outcome}", step.object, step.name)?;
+            write!(out, "{:<14} {}: {outcome}", step.object, step.name)?;
             match &step.detail {
                 Some(detail) => writeln!(out, " ({detail})")?,
                 None => writeln!(out)?,
@@ -53,7 +53,7 @@ impl Report {
                 (true, _) => "written",
                 (false, _) => "exists already, left as it is",
             };
-            write!(out, "{:<12} {}: {outcome}", "file", file.path.display())?;
+            write!(out, "{:<14} {}: {outcome}", "file", file.path.display())?;
             match &file.to_do {
                 Some(to_do) => writeln!(out, "; {to_do}")?,
                 None => writeln!(out)?,

@@ -32,7 +32,9 @@ async fn it_prints_the_sql_and_a_configuration_that_loads() {
     assert_eq!(read.config.source.publication, "null");
     assert_eq!(read.sinks[0].kind, "stdout");
     let (_, sql) = init(&["--only", "sql"]).await;
-    assert!(sql.contains("CREATE PUBLICATION") && !sql.contains("sinks:"));
+    assert!(sql.contains("CREATE PUBLICATION") && sql.contains("walgate.parked") && !sql.contains("sinks:"));
+    let (_, sql) = init(&["--only", "sql", "--no-parking"]).await;
+    assert!(!sql.contains("walgate.parked"));
 }
 
 #[tokio::test]
@@ -70,6 +72,7 @@ fn arguments_that_do_not_go_together_are_refused_and_secrets_are_not_shown() {
         &["--remove"],
         &["--drop-role"],
         &["--apply", "--remove", "--admin-url", "x"],
+        &["--no-parking", "--remove", "--admin-url", "x"],
         &["--apply", "--only", "sql", "--admin-url", "x"],
     ] {
         assert!(Command::try_parse_from(["init"].iter().chain(arguments)).is_err(), "{arguments:?}");

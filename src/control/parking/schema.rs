@@ -75,7 +75,7 @@ pub(in crate::control) fn grant_sql(role: &str) -> [String; 2] {
 /// The statements that make what is missing, in order, and let `role` use it. All of them may be run again.
 #[must_use]
 pub fn create_sql(role: &str) -> Vec<String> {
-    let shelf = |table: &str| format!("CREATE TABLE IF NOT EXISTS {table} (\n{COLUMNS}\n);");
+    let shelf = |table: &str| format!("CREATE TABLE IF NOT EXISTS {table} (\n  {COLUMNS}\n);");
     let places = |name: &str, table: &str| {
         format!("CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {table} (slot, sink, commit_lsn, ordinal, delivery);")
     };
@@ -89,7 +89,7 @@ pub fn create_sql(role: &str) -> Vec<String> {
         ),
         shelf(DEAD_LETTERS),
         places("dead_letters_place", DEAD_LETTERS),
-        format!("CREATE TABLE IF NOT EXISTS {REQUESTS} (\n{REQUEST_COLUMNS}\n);"),
+        format!("CREATE TABLE IF NOT EXISTS {REQUESTS} (\n  {REQUEST_COLUMNS}\n);"),
         format!("CREATE INDEX IF NOT EXISTS requests_open ON {REQUESTS} (slot, id) WHERE done_at IS NULL;"),
     ];
     statements.extend(grant_sql(role));

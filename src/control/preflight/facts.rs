@@ -339,9 +339,9 @@ pub(super) async fn publication(client: &Client, wanted: &Wanted) -> Result<Opti
     json_row(client, "read the publication", PUBLICATION_SQL, &params).await
 }
 
-pub(super) async fn parking(client: &Client, wanted: &Wanted) -> Result<ParkingFacts, QueryError> {
+pub(super) async fn parking(client: &Client, publication: &str) -> Result<ParkingFacts, QueryError> {
     let columns = serde_json::json!(parking::columns().collect::<Vec<_>>()).to_string();
-    let found = json_row(client, "read walgate's own tables", PARKING_SQL, &[&wanted.publication, &columns]).await?;
+    let found = json_row(client, "read walgate's own tables", PARKING_SQL, &[publication, &columns]).await?;
     Ok(found.unwrap_or_default())
 }
 

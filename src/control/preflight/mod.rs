@@ -203,7 +203,7 @@ async fn read(client: &Client, wanted: &Wanted) -> Result<Result<Facts, Finding>
     let table = facts::table(client, wanted).await?;
     let near_table = if table.is_none() { facts::near_table(client, wanted).await? } else { None };
     let publication = facts::publication(client, wanted).await?;
-    let parking = facts::parking(client, wanted).await?;
+    let parking = facts::parking(client, &wanted.publication).await?;
     let slots = slot_report(client, &wanted.slot).await?;
     let may_count =
         wanted.count_rows && table.as_ref().is_some_and(|table| table.may_select && matches!(table.kind, 'r' | 'p'));
@@ -212,6 +212,11 @@ async fn read(client: &Client, wanted: &Wanted) -> Result<Result<Facts, Finding>
     let younger = publication.as_ref().and_then(|publication| publication.younger_than_slot) == Some(true);
     let past = if younger { facts::past(client, wanted, &slots, &server).await } else { PastFacts::NotAsked };
     Ok(Ok(Facts { server, table, publication, slots, existing, past, parking, near_table }))
+}
+
+/// Whether walgate's own tables exist, with every column.
+pub(in crate::control) async fn parking_tables_are_whole(client: &Client) -> Result<bool, QueryError> {
+    Ok(facts::parking(client, "").await?.exists)
 }
 
 /// Every finding, in the order in which the SQL that mends them should be run.

@@ -15,7 +15,7 @@ use crate::control::{
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Setup {
-    /// Makes what is missing, in order: table, role, publication, slot. `verifier` is what the server keeps of a new
+    /// Makes what is missing, in order: table, role, walgate's own tables, publication, slot. `verifier` is what the server keeps of a new
     /// role's password (SCRAM-SHA-256), so that the password itself is neither sent nor logged.
     ///
     /// # Errors
@@ -37,6 +37,9 @@ impl Setup {
         } else {
             let step = self.create_role(client, found, verifier, &mut steps).await?;
             steps.push(step);
+        }
+        if self.parking {
+            self.make_parking(client, found, &mut steps).await?;
         }
         let wanted = self.wanted();
         if found.publication {

@@ -1,6 +1,7 @@
 //! `init`: what a database needs, as SQL to be read and run, or run over SQL; and how it is retired.
 
 mod apply;
+mod parking;
 mod remove;
 
 use serde::Serialize;
@@ -28,6 +29,8 @@ pub struct Setup {
     pub role: String,
     /// Whether the table is to be made.
     pub with_table: bool,
+    /// Whether walgate's own tables are to be made.
+    pub parking: bool,
 }
 
 /// What became of one thing.
@@ -49,7 +52,7 @@ pub enum StepOutcome {
 /// One thing, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
-    /// `table`, `role`, `publication` or `slot`.
+    /// `table`, `role`, `parking tables`, `publication` or `slot`.
     pub object: &'static str,
     /// Its name.
     pub name: String,
@@ -93,6 +96,8 @@ pub struct Inspection {
     pub publication: bool,
     /// Whether the slot exists.
     pub slot: bool,
+    /// Whether walgate's own tables exist, whole.
+    pub parking: bool,
     /// Whether REPLICATION is given by membership of `rds_replication` here.
     pub rds: bool,
     /// What does not hinder, but should be known.
@@ -124,7 +129,7 @@ impl Setup {
     /// The whole as a commented script.
     #[must_use]
     pub fn sql(&self) -> String {
-        let Setup { table, slot, publication, role, with_table } = self;
+        let Setup { table, slot, publication, role, with_table, parking } = self;
         let mut step = 0;
         let mut next = || {
             step += 1;
@@ -156,12 +161,20 @@ SHOW wal_level;
         }
         sql.push_str(&format!(
             "
--- {}. The role that walgate connects as. It needs no right to read or write any table. REPLICATION holds for the whole
+-- {}. The role that walgate connects as. It needs no right to read or write the outbox. REPLICATION holds for the whole
 -- server: in pg_hba.conf let the role into this database only, and give it no line for `replication`.
 -- (Amazon RDS and Aurora: CREATE ROLE {role_name} LOGIN; GRANT rds_replication TO {role_name};)
 CREATE ROLE {role_name} LOGIN REPLICATION;
 -- Set its password so that it is not sent in clear text, in psql:  \\password {role_name}
-
+",
+            next(),
+            role_name = quote_ident(role),
+        ));
+        if *parking {
+            sql.push_str(&format!("\n-- {}. {}", next(), parking::explained_sql(role)));
+        }
+        sql.push_str(&format!(
+            "
 -- {}. The publication: inserts only, and before the slot, because a slot cannot read what was written before its
 -- publication existed.
 {}
@@ -172,11 +185,9 @@ CREATE ROLE {role_name} LOGIN REPLICATION;
 {}
 ",
             next(),
-            next(),
             create_publication_sql(publication, table),
             next(),
             create_slot_sql(slot),
-            role_name = quote_ident(role),
         ));
         sql
     }
@@ -192,7 +203,7 @@ CREATE ROLE {role_name} LOGIN REPLICATION;
         };
         let has = |code| findings.iter().any(|finding| finding.code == code);
         let (table, slot) = (!has(FindingCode::TableMissing), !has(FindingCode::SlotMissing));
-        let publication = !has(FindingCode::PublicationMissing);
+        let (publication, parking) = (!has(FindingCode::PublicationMissing), !has(FindingCode::ParkingAbsent));
         let role: RoleFacts = match json_row(client, "read the role", ROLE_SQL, &[&self.role]).await {
             Ok(role) => role.unwrap_or_default(),
             Err(error) if findings.iter().all(|finding| finding.code != FindingCode::QueryFailed) => {
@@ -239,7 +250,8 @@ CREATE ROLE {role_name} LOGIN REPLICATION;
             blocking.extend(notes);
             return Err(blocking);
         }
-        Ok(Inspection { database: role.database, table, role: role.exists, publication, slot, rds: role.rds, notes })
+        let RoleFacts { database, exists, rds, .. } = role;
+        Ok(Inspection { database, table, role: exists, publication, slot, parking, rds, notes })
     }
 }
 
@@ -312,6 +324,7 @@ mod tests {
             publication: "walgate_outbox".into(),
             role: "walgate".into(),
             with_table,
+            parking: true,
         }
     }
 
@@ -321,6 +334,8 @@ mod tests {
         assert!(sql.find("CREATE PUBLICATION").unwrap() < sql.find("pg_create_logical_replication_slot").unwrap());
         insta::assert_snapshot!("script_with_table", sql);
         insta::assert_snapshot!("script_without_table", setup(false).sql());
+        let without_parking = Setup { parking: false, ..setup(false) }.sql();
+        assert!(!without_parking.contains("walgate.parked") && without_parking.contains("-- 3. The publication"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{ROLE_SQL, RoleFacts, Setup, Step, StepOutcome, Stopped, run, stopped};
+use super::{ROLE_SQL, RoleFacts, Setup, Step, StepOutcome, Stopped, parking, run, stopped};
 use crate::control::{
     finding::{Finding, FindingCode},
     names::{quote_ident, quote_literal},
@@ -16,7 +16,8 @@ FROM pg_catalog.pg_replication_slots
 WHERE plugin = 'pgoutput' AND database = current_database() AND slot_name <> $1";
 
 impl Setup {
-    /// Retires it: the slot first, then the publication, and the role if wanted. The table is never touched.
+    /// Retires it: the slot first, then the publication, walgate's own tables where nothing is in them, and the role if
+    /// wanted. The outbox is never touched.
     ///
     /// # Errors
     /// The slot is being read or is not walgate's, or a statement failed; what was dropped before stays dropped.
@@ -72,6 +73,7 @@ impl Setup {
             Ok(_) => steps.push(Step::new("publication", &self.publication, StepOutcome::Absent)),
             Err(error) => return Err(stopped(steps, "look for the publication", &sql, &error)),
         }
+        parking::remove(client, &others, &mut steps).await?;
         let role: RoleFacts = json_row(client, "read the role", ROLE_SQL, &[&self.role])
             .await
             .map_err(|error| stopped(steps.clone(), "read the role", "", &error))?
@@ -84,7 +86,10 @@ impl Setup {
                 let name = quote_ident(&self.role);
                 let database = quote_ident(&database);
                 // What `--apply` may have granted would hold the role.
-                let sql = format!("REVOKE ALL ON DATABASE {database} FROM {name};\nDROP ROLE {name};");
+                let revoke = parking::revoke_sql(client, &self.role)
+                    .await
+                    .map_err(|error| stopped(steps.clone(), "read the role's rights", "", &error))?;
+                let sql = format!("{revoke}REVOKE ALL ON DATABASE {database} FROM {name};\nDROP ROLE {name};");
                 run(client, "drop the role", &sql, &sql, &mut steps).await?;
                 steps.push(Step { outcome: StepOutcome::Dropped, ..step });
             }
