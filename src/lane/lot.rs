@@ -220,6 +220,9 @@ pub(super) struct Lot {
     pub(super) policy: Option<ParkingPolicy>,
     pub(super) leaving: VecDeque<Leaving>,
     pub(super) burying: VecDeque<Burial>,
+    /// Those of them that were given up for the sake of the WAL: nothing is sent before they are dead letters, because
+    /// nothing else keeps what follows of their keys behind them.
+    pub(super) given_up: usize,
     /// Rows that the sink has.
     pub(super) removed: Vec<i64>,
     /// Rows that wait for their keys from now on.
@@ -264,6 +267,7 @@ impl Lot {
             policy,
             leaving: VecDeque::new(),
             burying: VecDeque::new(),
+            given_up: 0,
             removed: Vec::new(),
             marking: Vec::new(),
             underway: None,

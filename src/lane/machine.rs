@@ -161,7 +161,7 @@ impl Lane {
 
     /// What may be sent at present.
     fn permit(&self) -> Permit {
-        if self.paused { Permit::Nothing } else { self.health.permit() }
+        if self.paused || self.lot.given_up > 0 { Permit::Nothing } else { self.health.permit() }
     }
 
     /// Something is on its way into walgate's own tables, and nothing is under way there: the runner is to look.
@@ -322,7 +322,7 @@ impl Lane {
     /// When to call [`Lane::take`] or [`Lane::start_probe`] again if nothing else happens before.
     fn next_send(&self, now: Instant) -> Option<Instant> {
         match self.health.state() {
-            State::Up | State::Trial { flight: None } if self.paused => None,
+            State::Up | State::Trial { flight: None } if self.permit() == Permit::Nothing => None,
             State::Closed | State::Checking | State::Trial { flight: Some(_) } => None,
             State::Down { probe_at } => Some(probe_at),
             State::Up | State::Trial { flight: None } if self.queue.ready() > 0 => {

@@ -167,6 +167,7 @@ impl Lane {
             self.lot.left(&leaving);
             let message = "given up because the WAL budget is used up (`wal_budget.sacrifice`)".to_owned();
             self.lot.burying.push_back(Burial { item: leaving.item, reason: "sacrificed", message, busy: false });
+            self.lot.given_up += 1;
         }
     }
 
@@ -700,6 +701,7 @@ impl Lane {
         let Burial { item, message, busy, .. } = burial;
         if !busy {
             // Given up for the sake of the WAL, and there is no room for it: it is owed still.
+            self.lot.given_up = self.lot.given_up.saturating_sub(1);
             self.lot.leave(Leaving { item, hold: None });
             return;
         }
@@ -755,8 +757,9 @@ impl Lane {
                     self.row_left(held, delivery, now);
                 }
             }
-            if busy {
-                self.free(delivery, item.is_live());
+            match busy {
+                true => self.free(delivery, item.is_live()),
+                false => self.lot.given_up = self.lot.given_up.saturating_sub(1),
             }
             self.progress_at = Some(now);
             finished.notes.push(Note::DeadLettered { attempt, reason, message });
