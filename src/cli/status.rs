@@ -173,6 +173,24 @@ fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
         "  owes        {} events: {} queued, {} in flight, {} waiting for a retry, {} halted; {} attempts so far",
         sink["unsettled"], sink["queued"], sink["in_flight"], sink["backing_off"], sink["halted"], sink["attempts"],
     )?;
+    if let Some(parking) = sink["parking"].as_object() {
+        let number = |key: &str| parking.get(key).and_then(Value::as_u64).unwrap_or(0);
+        if number("rows") + number("keys") + number("dead_letters") > 0 {
+            writeln!(
+                out,
+                "  parked      {} deliveries ({}), {} keys on their own, {} of them wait for somebody; {} dead letters{}",
+                number("rows"),
+                size(number("bytes")),
+                number("keys"),
+                number("halted_keys"),
+                number("dead_letters"),
+                if parking.get("full") == Some(&Value::Bool(true)) { "; as much as limits.parked allows" } else { "" },
+            )?;
+        }
+        if let Some(error) = parking.get("error").and_then(Value::as_str) {
+            writeln!(out, "  tables      {error}")?;
+        }
+    }
     if sink["rate_limited"] == true {
         writeln!(out, "  rate        more waits than `delivery.rate_limit` lets go")?;
     }
@@ -256,6 +274,8 @@ mod tests {
                 "seconds_left": 1_234.5, "bytes_per_second": 10_192.7 },
             "wal_holder": "sink `partner` holds the checkpoint with event 42 (61 s old)",
             "sinks": [{ "name": "partner", "kind": "webhook", "state": "retrying", "queued": 1, "in_flight": 1,
+                "parking": { "rows": 120_000, "bytes": 40_000_000, "keys": 3, "halted_keys": 1, "storing": 0,
+                    "dead_letters": 7, "full": false },
                 "backing_off": 1, "halted": 0, "unsettled": 3, "attempts": 17, "lag_bytes": 4096, "lag_seconds": 61.0,
                 "oldest": { "event_id": "42", "position": "0/15D6B00#0", "committed_at": "2026-11-01T10:00:00Z" },
                 "last_error": { "message": "503 Service Unavailable", "kind": "unavailable",

@@ -113,7 +113,7 @@ impl Journal {
                 tracing::error!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
                     attempt = number, reason = %rejection.reason, error = sentence(&rejection.message),
                     "event rejected: it, the events behind it of its key, and the checkpoint are held; make the sink \
-                     accept it and restart, or set on_reject: skip for this sink to go on without it");
+                     accept it and restart, or leave it out with `walgate skip` (which needs the tables of `walgate init`); on_reject: dead_letter or skip goes on by itself");
             }
             Note::DeadLettered { attempt, reason, message } => {
                 self.observer.delivered(attempt.route, DeliveryOutcome::DeadLettered, 1);

@@ -23,15 +23,36 @@
 //! | ready | in flight | [`Lane::take`]; retries and what was behind a key go first, they are older |
 //! | ready | settled, halted | it cannot be sent ([`Work::invalid`]): decided like a rejection, in its turn |
 //! | in flight | settled | acknowledged; or rejected and `on_reject: skip` |
-//! | in flight | halted | rejected and `on_reject: halt`: its key stays busy until the process ends |
+//! | in flight | halted | rejected and `on_reject: halt`: its key stays busy until somebody skips it, or the process ends |
 //! | in flight | backing off | failed, unknown, no outcome, or rejected while the sink rejects everything |
 //! | backing off | ready | its pause is over and the sink is up; or the outage that it came from is over |
+//!
+//! Where walgate's own tables may be used ([`LanePolicy::parking`]) there is more; `lot.rs` has the states of the whole:
+//!
+//! | from | to | when |
+//! |---|---|---|
+//! | (pushed), ready, behind, backing off | leaving | parking is on: in an outage for `park_after` or with half of the window, while paused, or pressed by the WAL budget. What is behind a delivery from the stream that is in flight stays behind it |
+//! | in flight | leaving | failed while parking is on, or while its key is parked |
+//! | leaving | parked, settled | its row is committed |
+//! | leaving | ready, behind | parking ends, or its key is released, before it was written |
+//! | parked | ready, behind | its row is read: in the order of commits, or, for a parked key, when the key is due |
+//! | in flight | key parked | failed for `park_after` while the sink takes others; or rejected and `on_reject: park_key` (halted: until somebody decides). Everything behind it of its key leaves with it |
+//! | key parked | ready | the key is due, or was skipped or revived by an operator |
+//! | in flight, ready | dying | rejected and `on_reject: dead_letter`; `max_attempts`, `max_age`. Its key is held |
+//! | leaving, ready ... | dying | the sink is sacrificed to the WAL budget |
+//! | dying | dead, settled | its dead letter is committed; its row in `parked`, if it had one, is gone with the same commit |
+//! | dead | parked | an operator wants it attempted again: under another dedup id, with its key |
+//! | halted | settled | an operator skips it |
+//! | anything but in flight | settled | a reload removes the sink, and `removed_sinks: drop` |
+//!
+//! A paused lane sends nothing; everything else goes on.
 //!
 //! # What holds
 //!
 //! 1. At most one event of an ordering key is in flight, its *head*; all deliveries of it may fly together. So what
 //!    the sink receives of a key never skips forward: an unknown outcome can be followed by a repeat only.
 //! 2. Each delivery is settled at most once, and none is forgotten: until then it is in exactly one of the states above.
+//!    It is settled only by what survives a crash: an acknowledgement, a rule that leaves it out, a committed row.
 //! 3. A key that is not busy leaves no trace.
 //! 4. The n-th pause, from 0, is between half and all of `min(cap, initial * 2^n)`, and never shorter than what the sink
 //!    asks for, up to `max`. Only the end of an outage, or of a silence of several
