@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use rustix::process::Signal;
 use tokio_postgres::{Config, NoTls};
 use walgate::control::parking::{
     Attempted, Filter, HoldKey, Page, PageLimit, Parcel, ParkingStore, Place, SqlStore, SqlStoreOptions, StoreError,
@@ -464,6 +465,16 @@ fn a_letter_is_buried_whole_or_not_at_all() {
     assert_eq!(rig.count("dead_letters"), 1);
     let sql = "SELECT id || ' ' || attempts || ' ' || reason || ' ' || message || ' ' || (errors->0->>'error') FROM walgate.dead_letters";
     assert_eq!(rig.value(sql), format!("{id} 4 too_large because of too_large no"));
+    // Too long for an index, and nothing that gets shorter by compression.
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'!' + (state >> 33) as u8 % 90)
+    });
+    let mut long = parcel_of_key(9, "a");
+    long.hold = Some(HoldKey::from_text(noise.take(9_000).collect::<String>()));
+    let error = store.run(store.store.park(vec![long])).unwrap_err();
+    assert!(error.lasting && error.message.contains("54000"), "{error}");
     // Rows alone.
     store.bury(&[], &[rows[1].id]);
     assert_eq!(rig.count("parked"), 1);
@@ -642,6 +653,28 @@ fn a_lock_is_waited_for_within_patience() {
     eventually(DEADLINE, "no statement is left behind", || rig.sessions() == 0);
     lock.run("ROLLBACK");
     assert_eq!(store.all().len(), 1);
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_waited_for_within_patience() {
+    let rig = Rig::new();
+    let patience = Duration::from_secs(2);
+    let store = rig.store_of(SLOT, SINK, patience, Duration::from_secs(60));
+    store.park(&[parcel_of_key(1, "a")]);
+    let session =
+        "SELECT min(pid) FROM pg_stat_activity WHERE application_name = 'parking' AND datname = current_database()";
+    let pid: u32 = rig.value(session).parse().unwrap();
+    rig.database.server.signal_backend(pid, Signal::STOP);
+    let start = Instant::now();
+    let error = store.run(store.store.park(vec![parcel_of_key(2, "a")])).unwrap_err();
+    assert!(start.elapsed() < patience + Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(!error.lasting && error.message.contains("not done within 2 s"), "{error}");
+    // Another connection, while the first one is still there.
+    assert_eq!(store.park(&[parcel_of_key(2, "a"), parcel_of_key(3, "a")]).0, 2);
+    rig.database.server.signal_backend(pid, Signal::CONT);
+    // What it was told then changes nothing.
+    eventually(DEADLINE, "the first session ends", || rig.sessions() == 1);
+    assert_eq!(store.all().len(), 3);
 }
 
 #[test]

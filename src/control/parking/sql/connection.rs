@@ -47,7 +47,8 @@ impl Connection {
     pub async fn open(link: Link, patience: Duration, number: u64) -> Result<Self, Error> {
         let Link { client, driver } = link;
         let driver = Driver(tokio::spawn(driver));
-        let millis = |part: f64| patience.mul_f64(part).as_millis().max(1);
+        // PostgreSQL's bound, and 0 would be none.
+        let millis = |part: f64| (patience.as_secs_f64() * part * 1000.0).clamp(1.0, f64::from(i32::MAX)).trunc();
         client
             .batch_execute(&format!(
                 "SET search_path = pg_catalog; SET statement_timeout = {}; SET lock_timeout = {}; \

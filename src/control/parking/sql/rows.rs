@@ -125,9 +125,9 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A number of rows or bytes for SQL.
+/// A number of rows or bytes for SQL, to which one more may be added.
 pub(super) fn size(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX - 1)
+    i64::try_from(number).unwrap_or(i64::MAX).min(i64::MAX - 1)
 }
 
 /// An object of the fields that are set.
