@@ -11,6 +11,7 @@ use super::{
     backoff::{Backoffs, delay},
     health::{Change, Evidence, Health, Patience, Permit, State},
     lot::{Leaving, Lot, Mode},
+    pace::Pace,
     policy::LanePolicy,
     queue::Queue,
     rate::Bucket,
@@ -42,6 +43,7 @@ pub struct Lane {
     pub(super) halted: Vec<Work>,
     pub(super) health: Health,
     rate: Option<Bucket>,
+    pace: Pace,
     /// Attempts that were started.
     pub(super) attempts: u64,
     pub(super) last_error: Option<Trouble>,
@@ -134,6 +136,7 @@ impl Lane {
             in_flight: 0,
             halted: Vec::new(),
             health: Health::new(),
+            pace: Pace::new(),
             attempts: 0,
             last_error: None,
             progress_at: None,
@@ -171,6 +174,12 @@ impl Lane {
             && self.lot.retry_at.is_none()
             && !self.lot.leaving.is_empty()
             && !self.lot.is_full()
+    }
+
+    /// Of `most` places for batches in flight, those that may be taken at present: fewer after the sink was throttling.
+    #[must_use]
+    pub fn places(&self, most: usize) -> usize {
+        self.pace.places(most)
     }
 
     /// Whether [`Lane::decide_invalid`] has something to do.
@@ -260,6 +269,7 @@ impl Lane {
         let mut finished = Finished::default();
         let Some(Flying { batch, items }) = self.flights.remove(&id) else { return finished };
         self.in_flight -= items.len();
+        self.pace.judge(id, &outcomes, self.flights.len() + 1, FlightId(self.next_flight));
         let outage = self.health.in_outage(&self.policy);
         let change = self.judge(id, &outcomes, &items, now, jitter);
         if outage && !self.health.in_outage(&self.policy) {

@@ -61,6 +61,9 @@
 //! 5. In any stretch of time no more attempts start than `delivery.rate_limit` allows, and one second's worth. The
 //!    same place in the queue is kept while a delivery waits for its turn.
 //!
+//! 6. No more batches are in flight than the sink takes at once; fewer while it throttles or does not answer in time
+//!    (`pace.rs`).
+//!
 //! # The sink
 //!
 //! Up, down, checking, trial, closed: see the table in `health.rs`. An outage is one of: the sink says that somebody
@@ -75,6 +78,7 @@ mod journal;
 mod lot;
 mod machine;
 mod metrics;
+mod pace;
 mod parking;
 mod policy;
 mod queue;

@@ -185,7 +185,7 @@ impl Runner {
         let probe = core.lane.start_probe(now);
         let mut flights = Vec::new();
         if let Some(sink) = &self.sink {
-            while self.flights + flights.len() < sink.concurrency {
+            while self.flights + flights.len() < core.lane.places(sink.concurrency) {
                 if lingers(&mut self.linger_until, self.settings.linger, &core.lane, sink.batch, now) {
                     break;
                 }
@@ -243,7 +243,8 @@ impl Runner {
 
     /// Says what the runner is to be woken for, and returns when it wakes by itself.
     fn park(&self, core: &mut Core, started: usize, now: StdInstant) -> Option<StdInstant> {
-        let sink = self.sink.as_ref().filter(|sink| self.flights + started < sink.concurrency);
+        let places = |sink: &&Connected| self.flights + started < core.lane.places(sink.concurrency);
+        let sink = self.sink.as_ref().filter(places);
         let (wanted, wake) = match (sink, self.linger_until) {
             // Every place is taken: the end of a batch wakes the runner, whatever is pushed.
             (None, _) => (usize::MAX, [core.lane.next_probe(), core.lane.next_table(now)].into_iter().flatten().min()),
