@@ -158,6 +158,11 @@ impl Runner {
             }
         }
         self.shared.end();
+        // What was decided just before it was told to end counts: nobody else settles it.
+        let decided = std::mem::take(&mut *self.shared.decided.lock().unwrap_or_else(PoisonError::into_inner));
+        for finished in decided {
+            self.settle(finished, Instant::now().into_std());
+        }
         self.abandon_rest().await;
         self.close().await;
         self.end.map_or(LaneEnd::Stopped, |(end, _)| end)

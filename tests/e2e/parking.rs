@@ -46,7 +46,7 @@ impl Pair {
         Pair { database, well: Receiver::start(), sick: Receiver::start() }
     }
 
-    fn setup(&self, delivery: &str) -> Setup {
+    pub(crate) fn setup(&self, delivery: &str) -> Setup {
         Setup::of(&self.database)
             .keyed()
             .webhook("well", &self.well)
@@ -55,7 +55,7 @@ impl Pair {
     }
 
     /// Events of so many keys, one transaction each twenty.
-    fn insert(&self, events: usize, keys: usize) {
+    pub(crate) fn insert(&self, events: usize, keys: usize) {
         for from in (0..events).step_by(20) {
             let to = (from + 20).min(events);
             self.database.sql(&format!(
