@@ -17,7 +17,10 @@ use super::{
 /// The prefix of environment variables; `__` goes one level down.
 pub(crate) const PREFIX: &str = "WALGATE_";
 /// Variables with the prefix that are read elsewhere.
-const RESERVED: &[&str] = &["CONFIG", "LOG", "LOG_FORMAT"];
+const RESERVED: &[&str] = match cfg!(debug_assertions) {
+    true => &["CONFIG", "LOG", "LOG_FORMAT", "FAILPOINT"],
+    false => &["CONFIG", "LOG", "LOG_FORMAT"],
+};
 /// Levels that a variable or flag may go down.
 const MAX_STEPS: usize = 16;
 

@@ -190,6 +190,12 @@ impl LaneHandle {
         self.0.lock().lane.unsettled()
     }
 
+    /// See [`Lane::holds_live`].
+    #[must_use]
+    pub fn holds_live(&self) -> bool {
+        self.0.lock().lane.holds_live()
+    }
+
     /// What the sink has counted itself; empty while it is not there.
     #[must_use]
     pub fn readings(&self) -> Vec<Reading> {

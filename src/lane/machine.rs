@@ -402,6 +402,13 @@ impl Lane {
         self.queue.len() + self.backoffs.len() + self.in_flight + self.halted.len() + self.lot.unsettled()
     }
 
+    /// Whether a delivery from the stream is not settled. What was read from walgate's own tables does not count: it is
+    /// there still, for whoever comes next.
+    #[must_use]
+    pub fn holds_live(&self) -> bool {
+        self.live_bytes > 0
+    }
+
     /// Deliveries in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {

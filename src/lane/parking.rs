@@ -966,16 +966,18 @@ impl Lane {
     pub fn give_up(&mut self) -> (usize, Finished) {
         let mut finished = Finished::default();
         self.withdraw_live();
-        let mut tickets = Vec::new();
+        let mut given_up = Vec::new();
         for leaving in std::mem::take(&mut self.lot.leaving) {
             self.lot.left(&leaving);
-            tickets.push(leaving.item.work.debt);
+            given_up.push(leaving.item.work);
         }
-        tickets.extend(std::mem::take(&mut self.halted).into_iter().map(|work| work.debt));
-        finished.settled.extend(tickets.iter().filter_map(|debt| match debt {
-            Debt::Stream(ticket) => Some(*ticket),
-            Debt::Parked { .. } => None,
-        }));
+        given_up.append(&mut self.halted);
+        for work in given_up {
+            if let Debt::Stream(ticket) = work.debt {
+                self.live_bytes = self.live_bytes.saturating_sub(super::machine::cost(&work.delivery.event));
+                finished.settled.push(ticket);
+            }
+        }
         (finished.settled.len(), finished)
     }
 

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     checkpoint::Checkpoint,
     control::parking::{ParkingStore, StoreError},
+    telemetry::failpoint,
 };
 
 /// What a dropped batch gets to let go, and a sink to close, once the time to drain is over.
@@ -157,6 +158,11 @@ impl Runner {
             }
         }
         self.shared.end();
+        // What was decided just before it was told to end counts: nobody else settles it.
+        let decided = std::mem::take(&mut *self.shared.decided.lock().unwrap_or_else(PoisonError::into_inner));
+        for finished in decided {
+            self.settle(finished, Instant::now().into_std());
+        }
         self.abandon_rest().await;
         self.close().await;
         self.end.map_or(LaneEnd::Stopped, |(end, _)| end)
@@ -211,7 +217,12 @@ impl Runner {
             for flight in flights {
                 let report = DeliveryReport::new(flight.batch.len());
                 let call = sink.stack.clone().oneshot(Request { batch: flight.batch, report: report.clone() });
-                let task = self.tasks.spawn(async move { Output::Returned(call.await) });
+                let task = self.tasks.spawn(async move {
+                    failpoint("send.before");
+                    let returned = call.await;
+                    failpoint("send.after");
+                    Output::Returned(returned)
+                });
                 self.running.insert(task.id(), Running::Flight { id: flight.id, report, started: Instant::now() });
                 self.flights += 1;
                 self.journal.observer().in_flight(in_flight);
@@ -346,7 +357,9 @@ impl Runner {
             self.end = Some((LaneEnd::SinkClosed, Instant::from_std(now) + self.settings.timeout.min(LONGEST_PAUSE)));
         }
         if !finished.settled.is_empty() {
+            failpoint("settle.before");
             self.checkpoint.settle_all(finished.settled);
+            failpoint("settle.after");
         }
     }
 
@@ -384,27 +397,40 @@ impl Runner {
 /// Does one operation.
 async fn carry_out(store: &dyn ParkingStore, chore: Chore) -> Result<Done, StoreError> {
     Ok(match chore {
-        Chore::Open { max_keys } => Done::Opened(store.open(max_keys).await?),
+        Chore::Open { max_keys } => Done::Opened(between("open.before", store.open(max_keys), "open.after").await?),
         Chore::Park(parcels) => {
-            let (rows, bytes) = store.park(parcels).await?;
+            let (rows, bytes) = between("park.before", store.park(parcels), "park.after").await?;
             Done::Parked(rows, bytes)
         }
         Chore::Bury(letters, rows) => {
-            store.bury(letters, rows).await?;
+            between("bury.before", store.bury(letters, rows), "bury.after").await?;
             Done::Buried
         }
-        Chore::Page(after, limit) => Done::Page(store.page(after, limit).await?),
-        Chore::PageOf(key, after, limit) => Done::Page(store.page_of(key, after, limit).await?),
+        Chore::Page(after, limit) => Done::Page(between("page.before", store.page(after, limit), "page.after").await?),
+        Chore::PageOf(key, after, limit) => {
+            Done::Page(between("page_of.before", store.page_of(key, after, limit), "page_of.after").await?)
+        }
         Chore::Hold(rows) => {
-            store.hold(rows).await?;
+            between("hold.before", store.hold(rows), "hold.after").await?;
             Done::Held
         }
         Chore::Delivered(rows) => {
-            store.delivered(rows).await?;
+            between("delivered.before", store.delivered(rows), "delivered.after").await?;
             Done::Deleted
         }
-        Chore::Revive { filter, before, run, limit } => Done::Revived(store.revive(filter, before, run, limit).await?),
+        Chore::Revive { filter, before, run, limit } => {
+            let revive = store.revive(filter, before, run, limit);
+            Done::Revived(between("revive.before", revive, "revive.after").await?)
+        }
     })
+}
+
+/// Does it between two failpoints.
+async fn between<T>(before: &str, operation: impl Future<Output = T>, after: &str) -> T {
+    failpoint(before);
+    let done = operation.await;
+    failpoint(after);
+    done
 }
 
 /// Whether a batch that is not full is to wait for more.

@@ -21,7 +21,7 @@ use crate::{
     metrics::Metrics,
     router::{Routed, Router},
     source::{Change, DecodeError, Frame, Inserted, MappingError, NoKey, OutboxReader, Row, Unusable, pgoutput},
-    telemetry::{Gates, clip},
+    telemetry::{Gates, clip, failpoint},
 };
 
 /// Event types without a route that are logged: more are counted only. Each costs a line, and 8 bytes.
@@ -255,6 +255,7 @@ impl Intake {
         match self.resume.commit(commit_lsn, end_lsn) {
             CommitVerdict::Close => {
                 self.checkpoint.with(|ring| ring.commit(end_lsn));
+                failpoint("transaction.closed");
                 Ok(Wait::No)
             }
             CommitVerdict::Skip => Ok(Wait::No),
@@ -326,7 +327,9 @@ impl Intake {
         };
         let bytes = window::cost(bytes, deliveries);
         let (ticket, unsettled) = self.checkpoint.with(|ring| (ring.track(deliveries, bytes), ring.unsettled_bytes()));
+        failpoint("event.tracked");
         self.push(ticket);
+        failpoint("event.pushed");
         Ok(if unsettled >= self.limits.inflight.0 { Wait::Room } else { Wait::No })
     }
 

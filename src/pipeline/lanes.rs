@@ -12,6 +12,7 @@ use crate::{
     checkpoint::Checkpoint,
     control::parking::ParkingStore,
     lane::{self, LaneEnd, LaneHandle, LaneSettings, Observer, SinkSource},
+    telemetry::failpoint,
 };
 
 /// One sink and how it is driven.
@@ -197,6 +198,7 @@ impl Lanes {
 async fn end(lane: Running, deadline: Instant) {
     lane.stop.send_replace(Some(deadline));
     let _ = lane.task.await;
+    failpoint("lane.ended");
 }
 
 impl Endings {

@@ -35,6 +35,7 @@ use crate::{
     control::Session,
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, SourceError, StreamOptions},
+    telemetry::failpoint,
 };
 
 /// Pauses between two attempts to reach the slot.
@@ -272,12 +273,16 @@ impl Gateway {
         let Reload { generation, answer } = reload;
         let deadline = tokio::time::Instant::now() + self.shutdown_timeout.max(RELOAD_CLOSE);
         let (changed, removed) = self.lanes.leaving(&generation.plans);
-        let said = match reload::barrier(&changed, &removed, generation.removed, deadline).await {
+        failpoint("barrier.before");
+        let passed = reload::barrier(&changed, &removed, generation.removed, deadline).await;
+        failpoint("barrier.after");
+        let said = match passed {
             Err(why) => Err(why),
             Ok(()) => {
                 let generation = *generation;
                 let summary = reload::summary(&self.lanes, &generation.plans);
                 self.lanes.replace(generation.plans, deadline).await;
+                failpoint("lanes.replaced");
                 self.intake.change(
                     generation.reader,
                     generation.router,
@@ -286,6 +291,7 @@ impl Gateway {
                     generation.unrouted,
                     generation.limits.clone(),
                 );
+                failpoint("intake.changed");
                 self.limits = generation.limits;
                 wal_budget.send_replace(generation.wal_budget);
                 self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());

@@ -1,7 +1,7 @@
 //! Another configuration while the gateway runs: routes, sinks and limits change between two transactions.
 //!
 //! The gateway stops reading at the end of a transaction, lets go of the stream in order, and passes the *barrier*: every
-//! lane that is to be made anew, or removed, owes nothing any more. Then lanes, router and limits change together, and the
+//! lane that is to be made anew, or removed, has delivered what came from the stream, or parked it. Then lanes, router and limits change together, and the
 //! stream is taken up where it was left. A lane that stays the same is not touched. If the barrier is not passed in time,
 //! nothing has changed, and the stream goes on as before.
 
@@ -64,7 +64,7 @@ pub(super) async fn barrier(
 ) -> Result<(), String> {
     if answer == RemovedSinks::Drain {
         for lane in removed {
-            let parked = lane.handle.status().parking.map_or(0, |parking| parking.rows);
+            let parked = parked(lane);
             if parked > 0 {
                 return Err(format!(
                     "sink `{}` is to be removed, and {parked} deliveries are parked for it: wait until they are delivered, \
@@ -85,7 +85,12 @@ pub(super) async fn barrier(
                 }
             }
         }
-        let Some(lane) = changed.iter().chain(removed).find(|lane| lane.handle.unsettled() > 0) else { break Ok(()) };
+        // What is in the table may stay there, unless it is to be drained: a sink that is down is mended by a reload.
+        let owing = changed.iter().find(|lane| lane.handle.holds_live()).or_else(|| {
+            let drained = answer == RemovedSinks::Drain;
+            removed.iter().find(|lane| lane.handle.holds_live() || (drained && parked(lane) > 0))
+        });
+        let Some(lane) = owing else { break Ok(()) };
         let now = Instant::now();
         if now >= deadline {
             break Err(why_not(lane));
@@ -101,6 +106,11 @@ pub(super) async fn barrier(
         changed.iter().chain(removed).for_each(|lane| lane.handle.press(false));
     }
     result
+}
+
+/// Rows in walgate.parked.
+fn parked(lane: &NamedLane) -> u64 {
+    lane.handle.status().parking.map_or(0, |parking| parking.rows)
 }
 
 fn why_not(lane: &NamedLane) -> String {

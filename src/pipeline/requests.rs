@@ -6,9 +6,12 @@ use tokio::{sync::watch, time::sleep};
 use tokio_postgres::Client;
 
 use super::{NamedLane, StatusBoard};
-use crate::control::{
-    QueryError, parking,
-    requests::{self, Answer, Request, Verb},
+use crate::{
+    control::{
+        QueryError, parking,
+        requests::{self, Answer, Request, Verb},
+    },
+    telemetry::failpoint,
 };
 
 /// Pause between two looks.
@@ -52,7 +55,9 @@ async fn turn(
             by = request.asked_by,
             "an operator asks"
         );
+        failpoint("request.taken");
         let done = carry_out(client, slot, &request, lanes).await?;
+        failpoint("request.carried_out");
         match done {
             Some(done) => answer(client, request.id, done).await?,
             None => drop(reviving.insert(request.id, request.sink)),
@@ -69,7 +74,10 @@ async fn answer(client: &Client, id: i64, answer: Answer) -> Result<(), QueryErr
         outcome = answer.outcome,
         "request answered"
     );
-    requests::answer(client, id, &answer).await
+    failpoint("answer.before");
+    requests::answer(client, id, &answer).await?;
+    failpoint("answer.after");
+    Ok(())
 }
 
 /// The answer, or none yet.

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use walgate_sink::Lsn;
 
 use super::wire::{self, Status};
-use crate::postgres::Link;
+use crate::{postgres::Link, telemetry::failpoint};
 
 /// The least time between two statuses. A server that shuts down asks again as soon as it is answered.
 const LEAST_GAP: Duration = Duration::from_millis(10);
@@ -209,7 +209,9 @@ impl Writer {
         let (flush, received, data) = self.state();
         let reply_requested = probe || wants_keepalive(flush, received, data);
         let status = Status { write: received, flush, clock: wire::clock(), reply_requested };
+        failpoint("status.before");
         self.link.write_all(&status.encode())?;
+        failpoint("status.after");
         self.schedule.sent(Instant::now(), flush, received);
         self.progress.reported.store(flush.0, Ordering::Release);
         Ok(())

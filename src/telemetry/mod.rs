@@ -1,8 +1,10 @@
 //! Logs: human on a terminal, JSON lines otherwise, on standard error.
 
+mod failpoint;
 mod gate;
 mod panics;
 
+pub use failpoint::failpoint;
 pub use gate::{Gate, Gates};
 pub use panics::log_panics;
 

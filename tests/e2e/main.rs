@@ -26,6 +26,8 @@ mod disturbances;
 mod docker;
 #[cfg(feature = "webhook")]
 mod envelopes;
+#[cfg(debug_assertions)]
+mod failpoints;
 #[cfg(feature = "nats")]
 mod fanout;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]

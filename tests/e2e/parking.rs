@@ -30,14 +30,14 @@ fn with_tables(database: Database) -> Database {
 }
 
 /// Two receivers: one is always well.
-struct Pair {
-    database: Database,
-    well: Receiver,
-    sick: Receiver,
+pub(crate) struct Pair {
+    pub(crate) database: Database,
+    pub(crate) well: Receiver,
+    pub(crate) sick: Receiver,
 }
 
 impl Pair {
-    fn new() -> Pair {
+    pub(crate) fn new() -> Pair {
         Pair::on(&Postgres::shared())
     }
 
@@ -46,7 +46,7 @@ impl Pair {
         Pair { database, well: Receiver::start(), sick: Receiver::start() }
     }
 
-    fn setup(&self, delivery: &str) -> Setup {
+    pub(crate) fn setup(&self, delivery: &str) -> Setup {
         Setup::of(&self.database)
             .keyed()
             .webhook("well", &self.well)
@@ -55,7 +55,7 @@ impl Pair {
     }
 
     /// Events of so many keys, one transaction each twenty.
-    fn insert(&self, events: usize, keys: usize) {
+    pub(crate) fn insert(&self, events: usize, keys: usize) {
         for from in (0..events).step_by(20) {
             let to = (from + 20).min(events);
             self.database.sql(&format!(
@@ -69,16 +69,16 @@ impl Pair {
         self.database.value("SELECT count(*) FROM outbox_events").parse().unwrap()
     }
 
-    fn parked(&self) -> usize {
+    pub(crate) fn parked(&self) -> usize {
         self.database.value("SELECT count(*) FROM walgate.parked WHERE sink = 'sick'").parse().unwrap()
     }
 
-    fn dead(&self) -> usize {
+    pub(crate) fn dead(&self) -> usize {
         self.database.value("SELECT count(*) FROM walgate.dead_letters").parse().unwrap()
     }
 
     /// The slot has confirmed everything that was written until now.
-    fn wait_confirmed(&self, walgate: &mut Walgate) {
+    pub(crate) fn wait_confirmed(&self, walgate: &mut Walgate) {
         let position = self.database.wal_position();
         walgate.eventually("the slot has confirmed everything", || self.database.confirmed_flush() >= position);
     }
@@ -89,7 +89,7 @@ impl Pair {
     }
 
     /// The outbox in the order of its commits: one writer, so that of its insertion.
-    fn committed(&self) -> Vec<Committed> {
+    pub(crate) fn committed(&self) -> Vec<Committed> {
         oracle::ledger(&self.database)
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
+use crate::parking::Pair;
 use crate::rig::Rig;
 use crate::support::http_get;
 use crate::support::oracle;
@@ -161,6 +162,25 @@ fn c7_a_sink_that_owes_something_is_not_removed_unless_that_is_wanted() {
     rig.wait_confirmed(&mut walgate, &id);
     rig.wait_confirmed(&mut walgate, &more);
     assert_eq!(rig.assert_all(), 0);
+}
+
+#[test]
+fn c7_a_sink_that_is_down_and_parked_is_mended_by_a_reload() {
+    let pair = Pair::new();
+    let setup = pair.setup("");
+    let file = setup.write();
+    let mut walgate = Walgate::run_file(&setup, &file);
+    pair.sick.go_down();
+    pair.insert(200, 10);
+    walgate.eventually("it is parked", || pair.parked() == 200);
+    // The partner has moved.
+    let moved = Receiver::start();
+    let text = setup.yaml().replace(&pair.sick.url(), &moved.url());
+    let line = hup(&mut walgate, &file, &text);
+    assert!(line.contains("reloaded") && line.contains("made anew: sick"), "{line}");
+    walgate.eventually("it is delivered to the new place", || moved.settled_count() == 200);
+    walgate.eventually("nothing is parked", || pair.parked() == 0);
+    pair.wait_confirmed(&mut walgate);
 }
 
 #[test]

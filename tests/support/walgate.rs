@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -228,6 +229,11 @@ impl Walgate {
             self.status = self.process.ended();
         }
         self.status.is_some()
+    }
+
+    /// The signal that ended it, if it has ended by one.
+    pub fn killed_by(&self) -> Option<i32> {
+        self.status.and_then(|status| status.signal())
     }
 
     /// Waits for its end, and for the end of its output.
