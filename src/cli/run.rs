@@ -16,12 +16,13 @@ use super::{
 use crate::{
     admin::{self, Wish, Writes},
     checkpoint::Checkpoint,
-    config::{Config, Listen, Loaded, listen_address},
+    config::{Config, Listen, Loaded, WalSenderTimeout, listen_address},
     control::{self, Finding, Link, LinkError, Parking, Preflight, Session, SessionOptions, Severity, Wanted},
     error::ExitStatus,
     metrics::{Metrics, Routes},
     pipeline::{
-        BudgetWatch, Gateway, Generation, Identity, Intake, Lanes, Pulse, Reload, SourceState, StatusBoard, Summary,
+        BudgetWatch, Course, Gateway, Generation, Identity, Intake, Lanes, Pulse, Reload, SourceState, StatusBoard,
+        Summary,
     },
     postgres::ConnectSettings,
     registry::Registry,
@@ -280,21 +281,17 @@ fn assemble(
     let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, .. } = generation;
     let checkpoint = Checkpoint::new(confirmed);
     let (lanes, endings) = Lanes::start(plans, &checkpoint);
-    let intake = Intake::new(
-        checkpoint.clone(),
-        reader,
-        router,
-        route_numbers,
-        lanes.handles(),
-        unrouted,
-        limits.clone(),
-        metrics.clone(),
-    );
+    let course = Course { reader, router, route_numbers, lanes: lanes.handles(), unrouted, limits: limits.clone() };
+    let intake = Intake::new(checkpoint.clone(), course, metrics.clone());
     let options = StreamOptions {
         slot: config.source.slot.clone(),
         publication: config.source.publication.clone(),
         nap: config.source.nap.0,
         max_frame: usize::try_from(limits.event.0).unwrap_or(usize::MAX),
+        wal_sender_timeout: match config.source.wal_sender_timeout {
+            WalSenderTimeout::Of(timeout) => Some(timeout.0),
+            WalSenderTimeout::Server => None,
+        },
     };
     let budget = BudgetWatch::spawn(session.slots(), &wal_budget, board.clone());
     Gateway {

@@ -1,14 +1,15 @@
 //! What types cannot say: bounds and grammars of single values, and how values go together.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use walgate_sink::ByteSize;
+use walgate_sink::{ByteSize, HumanDuration};
 
 use super::{
     explain,
     key::KeySource,
     model::{AtLast, Config, Delivery, WalBudget},
     path::KeyPath,
+    sender_timeout::WalSenderTimeout,
     snippet::printable,
 };
 
@@ -26,6 +27,12 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
     }
     if source.nap.0.as_millis() > 1000 {
         fault("source.nap", "the nap is at most 1s; 1ms suits most, 0s switches it off".into());
+    }
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(600));
+    if let WalSenderTimeout::Of(HumanDuration(timeout)) = source.wal_sender_timeout
+        && !(least..=most).contains(&timeout)
+    {
+        fault("source.wal_sender_timeout", "must be from 1s to 10m, or `server`".into());
     }
     let outbox = &config.outbox;
     if outbox.table.trim().is_empty() {
@@ -147,7 +154,7 @@ pub(crate) fn delivery(delivery: &Delivery) -> Vec<(&'static str, String)> {
     count("concurrency", delivery.concurrency, 1024);
     count("batch", delivery.batch, 100_000);
     let retry = &delivery.retry;
-    let too_long = |duration: &walgate_sink::HumanDuration, hours: u64| duration.0.as_secs() > hours * 3600;
+    let too_long = |duration: &HumanDuration, hours: u64| duration.0.as_secs() > hours * 3600;
     for (key, duration, hours) in [
         ("timeout", &delivery.timeout, 1),
         ("retry.initial", &retry.initial, 24),

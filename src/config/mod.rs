@@ -19,6 +19,7 @@ mod percent;
 mod rate;
 mod redact;
 mod secrets;
+mod sender_timeout;
 mod sinks;
 mod snippet;
 mod source_map;
@@ -38,6 +39,7 @@ pub use path::{KeyPath, Step};
 pub use percent::Percent;
 pub use rate::Rate;
 pub use redact::{HIDDEN, redact};
+pub use sender_timeout::WalSenderTimeout;
 pub use sinks::{KindCatalog, Sink};
 pub(crate) use snippet::printable;
 #[cfg(test)]

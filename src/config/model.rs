@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
-use super::{KeySource, Percent, Rate};
+use super::{KeySource, Percent, Rate, WalSenderTimeout};
 
 /// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -100,6 +100,9 @@ pub struct Source {
     pub publication: String,
     /// How long the reader sleeps before a read while the stream is busy; `0s` switches the nap off.
     pub nap: HumanDuration,
+    /// After which silence of ours PostgreSQL ends the stream and lets go of the slot: how soon a standby can take over
+    /// from a gateway that is frozen or cut off. `server` leaves what the server has set.
+    pub wal_sender_timeout: WalSenderTimeout,
 }
 
 impl Default for Source {
@@ -110,6 +113,7 @@ impl Default for Source {
             slot: "walgate".into(),
             publication: "walgate_outbox".into(),
             nap: HumanDuration(Duration::from_millis(1)),
+            wal_sender_timeout: WalSenderTimeout::Of(HumanDuration(Duration::from_secs(3))),
         }
     }
 }

@@ -54,6 +54,14 @@ impl Storm {
     }
 }
 
+/// What the gateway may be asked for while it reads: true once it is.
+pub struct Wishes<'a> {
+    /// The end.
+    pub stop: &'a mut watch::Receiver<bool>,
+    /// Another configuration, at the end of a transaction.
+    pub reload: &'a mut watch::Receiver<bool>,
+}
+
 /// Reads the stream until it ends. Whether the gateway stops, and then whether the SQL connection was lost, is looked at
 /// before the next chunk is taken, and counts too while a full window keeps the stream from being read; the status goes
 /// on by itself.
@@ -64,9 +72,9 @@ pub async fn run(
     limits: &Limits,
     session: &mut SessionGuard,
     board: &StatusBoard,
-    stop: &mut watch::Receiver<bool>,
-    reload: &mut watch::Receiver<bool>,
+    wishes: &mut Wishes<'_>,
 ) -> Ended {
+    let Wishes { stop, reload } = wishes;
     if intake.is_halted() {
         return halted(board, session, stop).await;
     }

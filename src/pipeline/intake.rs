@@ -107,19 +107,27 @@ struct Commit {
     at: Timestamp,
 }
 
+/// What a configuration gives the intake.
+pub struct Course {
+    /// The outbox's columns as events.
+    pub reader: OutboxReader,
+    /// The routes.
+    pub router: Router,
+    /// By the place of a route its number, as metrics have it.
+    pub route_numbers: Vec<u16>,
+    /// The lanes, by the places of their sinks.
+    pub lanes: Vec<LaneHandle>,
+    /// What happens to events without a route.
+    pub unrouted: Unrouted,
+    /// Bounds.
+    pub limits: Limits,
+}
+
 impl Intake {
     /// An intake over a slot whose confirmed LSN is that of `checkpoint`.
-    pub fn new(
-        checkpoint: Checkpoint,
-        reader: OutboxReader,
-        router: Router,
-        route_numbers: Vec<u16>,
-        lanes: Vec<LaneHandle>,
-        unrouted: Unrouted,
-        limits: Limits,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(checkpoint: Checkpoint, course: Course, metrics: Metrics) -> Self {
         let confirmed = checkpoint.snapshot().flush_lsn;
+        let Course { reader, router, route_numbers, lanes, unrouted, limits } = course;
         Intake {
             resume: Resume::new(confirmed),
             pending: lanes.iter().map(|_| Vec::with_capacity(PUSH)).collect(),
@@ -147,15 +155,8 @@ impl Intake {
 
     /// Goes by another configuration from here on; only [between transactions](Intake::in_transaction). The next
     /// connection describes the outbox to the new reader.
-    pub fn change(
-        &mut self,
-        reader: OutboxReader,
-        router: Router,
-        route_numbers: Vec<u16>,
-        lanes: Vec<LaneHandle>,
-        unrouted: Unrouted,
-        limits: Limits,
-    ) {
+    pub fn change(&mut self, course: Course) {
+        let Course { reader, router, route_numbers, lanes, unrouted, limits } = course;
         self.pending = lanes.iter().map(|_| Vec::with_capacity(PUSH)).collect();
         self.logged_types.clear();
         (self.reader, self.router, self.route_numbers) = (reader, router, route_numbers);

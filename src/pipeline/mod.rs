@@ -23,7 +23,7 @@ use walgate_sink::Lsn;
 use self::connection::{Ended, SessionGuard};
 pub use self::{
     budget::BudgetWatch,
-    intake::{Intake, IntakeError},
+    intake::{Course, Intake, IntakeError},
     lanes::{Ending, Endings, LanePlan, Lanes, NamedLane},
     pulse::{Pulse, is_alive},
     reload::{Generation, Reload},
@@ -207,11 +207,14 @@ impl Gateway {
             return (Some(stream), Next::Fail(error));
         }
         if attempts.first.is_none() || attempts.failures > 0 {
+            let timeout = stream.server().wal_sender_timeout;
+            let timeout = timeout.map(|timeout| humantime::format_duration(timeout).to_string());
             tracing::info!(
                 slot = self.options.slot,
                 publication = self.options.publication,
                 server_version = stream.server().version,
                 system_id = identity.system_id,
+                wal_sender_timeout = timeout.unwrap_or_else(|| "off".to_owned()),
                 lsn = %self.checkpoint.snapshot().flush_lsn,
                 "streaming; waiting for the next event"
             );
@@ -231,8 +234,7 @@ impl Gateway {
                 &self.limits,
                 &mut guard,
                 &self.board,
-                stop,
-                &mut asked,
+                &mut connection::Wishes { stop, reload: &mut asked },
             );
             let mut reading = std::pin::pin!(reading);
             loop {
@@ -283,14 +285,14 @@ impl Gateway {
                 let summary = reload::summary(&self.lanes, &generation.plans);
                 self.lanes.replace(generation.plans, deadline).await;
                 failpoint("lanes.replaced");
-                self.intake.change(
-                    generation.reader,
-                    generation.router,
-                    generation.route_numbers,
-                    self.lanes.handles(),
-                    generation.unrouted,
-                    generation.limits.clone(),
-                );
+                self.intake.change(Course {
+                    reader: generation.reader,
+                    router: generation.router,
+                    route_numbers: generation.route_numbers,
+                    lanes: self.lanes.handles(),
+                    unrouted: generation.unrouted,
+                    limits: generation.limits.clone(),
+                });
                 failpoint("intake.changed");
                 self.limits = generation.limits;
                 wal_budget.send_replace(generation.wal_budget);

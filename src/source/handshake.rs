@@ -20,6 +20,9 @@ use crate::postgres::{
 /// Text output that does not depend on how the role or the database is set up.
 const SESSION: &str = "SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET bytea_output = 'hex'";
 
+/// What is in force on this session, and who serves it.
+const IN_FORCE: &str = "SELECT pg_catalog.current_setting('wal_sender_timeout'), pg_catalog.pg_backend_pid()";
+
 /// A connection in CopyBoth mode.
 pub(super) struct Started {
     pub reader: LinkReader,
@@ -34,11 +37,24 @@ pub(super) fn start(settings: &ConnectSettings, options: &StreamOptions) -> Resu
     check_names(options)?;
     let mut dialogue = connect(settings)?;
     let identity = dialogue.identify()?;
-    dialogue.ask("its settings", SESSION)?;
-    let timeout = dialogue.show("wal_sender_timeout")?;
-    dialogue.server.wal_sender_timeout = timeout.as_deref().and_then(parse_time).filter(|time| !time.is_zero());
+    dialogue.ask("its settings", &session(options))?;
+    let in_force = dialogue.ask("to show its settings", IN_FORCE)?;
+    let timeout = cell(&in_force, 0).as_deref().and_then(parse_time);
+    dialogue.server.wal_sender_timeout = timeout.filter(|time| !time.is_zero());
+    dialogue.server.pid = cell(&in_force, 1).and_then(|pid| pid.parse().ok());
     dialogue.start_replication(options, &settings.user)?;
     Ok(Started { reader: dialogue.reader, first: dialogue.inbox, identity, server: dialogue.server })
+}
+
+/// The session's settings. `wal_sender_timeout` is set here and not in the startup packet: poolers refuse settings there
+/// that they do not know. What came with the startup packet, from the URL's options, goes before it.
+fn session(options: &StreamOptions) -> String {
+    let Some(timeout) = options.wal_sender_timeout else { return SESSION.to_owned() };
+    format!(
+        "{SESSION}; SELECT pg_catalog.set_config(name, '{}ms', false) FROM pg_catalog.pg_settings \
+         WHERE name = 'wal_sender_timeout' AND source <> 'client'",
+        timeout.as_millis()
+    )
 }
 
 /// PostgreSQL's own rules: those of a slot's name are narrow.
@@ -145,10 +161,6 @@ impl Dialogue {
         Ok(Identity { system_id, timeline, xlogpos, dbname: cell(&rows, 3) })
     }
 
-    fn show(&mut self, setting: &str) -> Result<Option<String>, SourceError> {
-        self.ask("to show a setting", &format!("SHOW {setting}")).map(|rows| cell(&rows, 0))
-    }
-
     fn ask(&mut self, what: &'static str, text: &str) -> Result<Vec<Row>, SourceError> {
         self.begin("a query");
         self.query(text).map_err(|error| match error {
@@ -194,6 +206,15 @@ fn parse_time(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_timeout_is_set_unless_the_server_is_to_decide() {
+        let mut options = StreamOptions::new("s", "p");
+        assert_eq!(session(&options), SESSION);
+        options.wal_sender_timeout = Some(Duration::from_millis(2500));
+        let text = session(&options);
+        assert!(text.starts_with(SESSION) && text.contains("set_config(name, '2500ms', false)"), "{text}");
+    }
 
     #[test]
     fn settings_show_times_with_units() {

@@ -35,10 +35,13 @@ pub struct StreamOptions {
     pub nap: Duration,
     /// The longest message that is taken, in bytes.
     pub max_frame: usize,
+    /// `wal_sender_timeout` of this session, unless the connection settings' own options set it; `None` for what the
+    /// server has.
+    pub wal_sender_timeout: Option<Duration>,
 }
 
 impl StreamOptions {
-    /// A nap of 1 ms, and messages up to 128 MiB.
+    /// A nap of 1 ms, messages up to 128 MiB, and the server's own `wal_sender_timeout`.
     #[must_use]
     pub fn new(slot: impl Into<String>, publication: impl Into<String>) -> Self {
         StreamOptions {
@@ -46,6 +49,7 @@ impl StreamOptions {
             publication: publication.into(),
             nap: Duration::from_millis(1),
             max_frame: 128 << 20,
+            wal_sender_timeout: None,
         }
     }
 }
@@ -72,6 +76,8 @@ pub struct ServerParameters {
     pub encoding: String,
     /// `wal_sender_timeout` of this session; `None` where it is switched off.
     pub wal_sender_timeout: Option<Duration>,
+    /// The server process that serves this connection: it is what holds the slot.
+    pub pid: Option<u32>,
 }
 
 /// How a shutdown went.

@@ -11,7 +11,7 @@ use crate::support::oracle;
 use crate::support::postgres::{Options, Postgres};
 use crate::support::receiver::reply;
 use crate::support::wait::{DEADLINE, watch_for, within};
-use crate::support::walgate::Walgate;
+use crate::support::walgate::{Setup, Walgate};
 use crate::workload::{Stream, scale};
 
 const KILLS: usize = 20;
@@ -120,11 +120,15 @@ fn assert_watched(both: &Both, walgate: &Walgate) {
     assert!(peak < 64 * 1024, "{peak} KiB were resident");
 }
 
-/// PostgreSQL cuts whoever is silent for two seconds.
+/// PostgreSQL cuts whoever is silent for two seconds, and the setup leaves it at that.
 fn watchful() -> Both {
     let both = Both::on(&Postgres::shared());
     both.database.sql(&format!("ALTER DATABASE {} SET wal_sender_timeout = '2s'", both.database.name));
     both
+}
+
+fn watched(both: &Both, timeout: &str) -> Setup {
+    both.setup(timeout).in_source("wal_sender_timeout: server")
 }
 
 /// Waits until PostgreSQL has been told something so many times more.
@@ -137,7 +141,7 @@ fn wait_for_statuses(both: &Both, walgate: &mut Walgate, more: usize) {
 fn g1_nats_that_is_down_at_the_start_lets_the_webhook_go_on_until_the_window_is_full() {
     let both = watchful();
     both.server.stop();
-    let mut walgate = Walgate::run(&both.setup("1s").more("limits: { inflight: 1MiB }"));
+    let mut walgate = Walgate::run(&watched(&both, "1s").more("limits: { inflight: 1MiB }"));
     both.insert(200, 20, 10);
     walgate.eventually("the webhook has all of a small backlog", || both.receiver.settled_count() == 200);
     // 40 MB: the window and the socket buffers on the way hold far less.
@@ -166,7 +170,7 @@ fn g1_nats_that_is_down_at_the_start_lets_the_webhook_go_on_until_the_window_is_
 #[test]
 fn g1_a_stopped_nats_server_and_a_receiver_that_is_down_hold_only_their_own() {
     let both = watchful();
-    let mut walgate = Walgate::run(&both.setup("1s"));
+    let mut walgate = Walgate::run(&watched(&both, "1s"));
     both.insert(100, 20, 10);
     both.wait_for_all(&mut walgate);
     // It accepts connections and answers nothing.
@@ -192,7 +196,7 @@ fn g1_a_stopped_nats_server_and_a_receiver_that_is_down_hold_only_their_own() {
 #[test]
 fn g3_a_slow_sink_slows_nobody_else() {
     let both = watchful();
-    let mut walgate = Walgate::run(&both.setup("30s"));
+    let mut walgate = Walgate::run(&watched(&both, "30s"));
     // Ten times faster than the row has it.
     both.receiver.script(|_| reply(200).after(Duration::from_secs(1)).into());
     both.insert(60, 20, 10);
@@ -214,7 +218,7 @@ fn g3_a_slow_sink_slows_nobody_else() {
 #[test]
 fn s36_two_blocked_sinks_do_not_silence_walgate() {
     let both = watchful();
-    let mut walgate = Walgate::run(&both.setup("30s").more("limits: { inflight: 64KiB }"));
+    let mut walgate = Walgate::run(&watched(&both, "30s").more("limits: { inflight: 64KiB }"));
     both.receiver.hold();
     both.insert(20, 5, 10);
     walgate.eventually("deliveries are under way", || both.receiver.in_flight() > 0);

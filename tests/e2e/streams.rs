@@ -54,9 +54,9 @@ fn s28_a_transaction_of_200_000_rows_needs_constant_memory() {
     let name = &rig.database.name;
     // It spills; and a client that is silent for five seconds is cut.
     rig.database.sql(&format!("ALTER DATABASE {name} SET logical_decoding_work_mem = '64kB'"));
-    rig.database.sql(&format!("ALTER DATABASE {name} SET wal_sender_timeout = '5s'"));
     let setup = rig
         .source()
+        .in_source("wal_sender_timeout: 5s")
         .webhook("hook", &rig.receiver)
         .sink("void: { discard: {} }")
         .route("order.*", "hook")
@@ -109,8 +109,8 @@ fn s33_an_idle_outbox_on_a_busy_server_does_not_hold_the_wal() {
 #[test]
 fn s36_a_blocked_sink_does_not_silence_walgate() {
     let rig = Rig::new();
-    rig.database.sql(&format!("ALTER DATABASE {} SET wal_sender_timeout = '2s'", rig.database.name));
-    let mut walgate = Walgate::run(&rig.setup().more("limits: { inflight: 64KiB }"));
+    let setup = rig.setup().in_source("wal_sender_timeout: 2s").more("limits: { inflight: 64KiB }");
+    let mut walgate = Walgate::run(&setup);
     rig.receiver.hold();
     rig.database.sql(
         "INSERT INTO outbox_events (event_type, aggregate_id, payload) \
@@ -128,6 +128,29 @@ fn s36_a_blocked_sink_does_not_silence_walgate() {
     rig.receiver.release_all();
     rig.wait_settled(&mut walgate, 500);
     rig.assert_wire();
+}
+
+#[test]
+fn s36_the_timeout_is_ours_unless_the_url_or_the_configuration_leaves_it_to_others() {
+    let rig = Rig::new();
+    // More than the database's own, so that whoever does not set it is the one that is cut.
+    rig.database.sql(&format!("ALTER DATABASE {} SET wal_sender_timeout = '20s'", rig.database.name));
+    let in_url = |setup: crate::support::walgate::Setup| {
+        let source = rig.database.source(rig.witness.port());
+        setup.source(source.replace("?sslmode", "?options=-c%20wal_sender_timeout%3D7s&sslmode"))
+    };
+    for (setup, timeout) in [
+        (rig.setup(), "3s"),
+        (rig.setup().in_source("wal_sender_timeout: 11s"), "11s"),
+        (rig.setup().in_source("wal_sender_timeout: server"), "20s"),
+        (in_url(rig.setup()), "7s"),
+    ] {
+        let mut walgate = Walgate::run(&setup);
+        let line = walgate.wait_log(&["streaming; waiting for the next event"]);
+        assert!(line.contains(&format!("\"wal_sender_timeout\":\"{timeout}\"")), "{timeout}: {line}");
+        walgate.terminate();
+        walgate.wait_for_end(crate::support::wait::DEADLINE);
+    }
 }
 
 #[test]

@@ -62,6 +62,18 @@ impl Setup {
         self
     }
 
+    /// A further line of `source:`.
+    pub fn in_source(mut self, line: &str) -> Setup {
+        let _ = writeln!(self.source, "  {line}");
+        self
+    }
+
+    /// What PostgreSQL is to call it.
+    pub fn called(mut self, name: &str) -> Setup {
+        self.source = self.source.replace("?sslmode=disable", &format!("?sslmode=disable&application_name={name}"));
+        self
+    }
+
     /// A webhook sink that posts to the receiver, with short pauses.
     pub fn webhook(self, name: &str, receiver: &Receiver) -> Setup {
         let url = receiver.url();

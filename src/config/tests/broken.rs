@@ -68,7 +68,7 @@ broken! {
     c1_second_document: "sinks: { out: { stdout: {} } }\n---\nsinks: {}\n";
     c1_no_value: "source:\n  slot:\n  publication: p\noutbox:\nsinks: { out: { stdout: } }\n";
     c1_bounds: concat!(
-        "source: { nap: 2s }\n",
+        "source: { nap: 2s, wal_sender_timeout: 500ms }\n",
         "outbox: { table: '', columns: { id: '' }, header_columns: { 'a b': c } }\n",
         "limits: { inflight: 1KiB, event: 2GiB, run_ahead: 0B }\n",
         "admin: { listen: ':9432', stuck_after: 0s }\n",

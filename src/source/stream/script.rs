@@ -143,8 +143,8 @@ impl<S: Read + Write> Server<S> {
         self.send(&row(&["7000000000000000001", "3", "0/1949AD8", "shop"]));
         assert!(self.query().starts_with("SET datestyle"));
         self.send(&[message(b'C', b"SET\0"), message(b'Z', b"I")].concat());
-        assert_eq!(self.query(), "SHOW wal_sender_timeout");
-        self.send(&row(&[wal_sender_timeout]));
+        assert!(self.query().starts_with("SELECT pg_catalog.current_setting('wal_sender_timeout')"));
+        self.send(&row(&[wal_sender_timeout, "4711"]));
         self.query()
     }
 

@@ -107,6 +107,7 @@ async fn a_stream_starts_and_every_frame_arrives() {
         version: "15.8".into(),
         encoding: "UTF8".into(),
         wal_sender_timeout: Some(Duration::from_secs(60)),
+        pid: Some(4711),
     };
     assert_eq!(client.stream.server(), &expected);
     let (frames, error) = client.rest().await;
