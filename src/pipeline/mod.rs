@@ -227,6 +227,7 @@ impl Gateway {
         let wanted = watch::Sender::new(attempts.reload.is_some());
         let mut asked = wanted.subscribe();
         let ended = {
+            let mut wishes = connection::Wishes { stop, reload: &mut asked };
             let reading = connection::run(
                 &mut stream,
                 &mut self.intake,
@@ -234,7 +235,7 @@ impl Gateway {
                 &self.limits,
                 &mut guard,
                 &self.board,
-                &mut connection::Wishes { stop, reload: &mut asked },
+                &mut wishes,
             );
             let mut reading = std::pin::pin!(reading);
             loop {

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
@@ -24,7 +24,7 @@ fn rewrite(file: &Path, text: &str) {
     std::fs::write(file, text).expect("the configuration file");
 }
 
-fn hup(walgate: &mut Walgate, file: &PathBuf, text: &str) -> String {
+fn hup(walgate: &mut Walgate, file: &Path, text: &str) -> String {
     let before = said(walgate);
     rewrite(file, text);
     walgate.signal(Signal::HUP);
