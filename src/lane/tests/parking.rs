@@ -202,6 +202,7 @@ impl World {
             let decided = self.lane.decide_invalid(self.now);
             self.finished(decided);
         }
+        assert_eq!(self.lane.holds_live(), self.ring.unsettled_events() > 0);
     }
 
     fn push(&mut self, index: usize) {

@@ -444,6 +444,23 @@ async fn what_cannot_be_sent_is_decided_while_the_sink_is_away() {
     rig.settled().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_just_before_the_end_is_settled() {
+    // Which of the two the lane sees first is left to chance.
+    for _ in 0..20 {
+        let (_, source) = reluctant(usize::MAX, SinkError::fatal("away for good"));
+        let mut rig = Rig::with(source, LaneSettings::default(), Arc::new(()));
+        rig.push(&["a", "b", "a"]);
+        until(|| rig.handle.status().state == LaneState::Down).await;
+        assert!(rig.handle.holds_live());
+        assert_eq!(rig.handle.give_up(), 3);
+        assert!(!rig.handle.holds_live());
+        let checkpoint = rig.checkpoint.clone();
+        rig.stop(SECOND).await;
+        assert_eq!(checkpoint.with(|ring| ring.unsettled_events()), 0);
+    }
+}
+
 #[derive(Default)]
 struct Counts(Mutex<Vec<String>>);
 
