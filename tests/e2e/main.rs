@@ -30,6 +30,8 @@ mod envelopes;
 mod fanout;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod five;
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
+mod five_parked;
 mod hostile;
 mod impostors;
 #[cfg(feature = "webhook")]
