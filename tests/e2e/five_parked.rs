@@ -181,7 +181,7 @@ fn g1_p12_each_of_five_sinks_is_away_and_parked_and_the_other_four_go_on() {
             scene.outage(&[sink], false);
         }
         scene.outage(&[Sink::Nats, Sink::Webhook], false);
-        scene.outage(&[Sink::Sqs], true);
+        scene.outage(&[Sink::Webhook], true);
         stop.store(true, Ordering::SeqCst);
     });
     all.wait_for_all(&mut walgate);
