@@ -7,7 +7,7 @@ SINKS := $(shell sed -n 's/^\([a-z-]*\) = \["dep:walgate-sink-.*/\1/p' Cargo.tom
 # What `make build` builds: `make build FEATURES=full`.
 FEATURES ?= default
 
-.PHONY: help setup build demo test test-matrix soak fuzz lint planted bench clean-cache
+.PHONY: help setup build demo test test-matrix soak fuzz lint planted bench bench-park clean-cache
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ planted: setup ## plant known bugs one by one: each must be caught by its named 
 bench: setup ## drain a backlog into a sink beside pg_recvlogical (ROWS=1000000 KEYS=10000 SINK=nats or webhook; see benches/drain.sh)
 	@case "$(SINK)" in webhook*) cargo build --release --locked --example bench-receiver ;; esac
 	@benches/drain.sh
+
+bench-park: setup ## park a backlog and deliver it from the table, beside the plain way (ROWS=300000 KEYS=10000; see benches/park.sh)
+	$(CARGO) build --release --locked --bin walgate --example bench-receiver
+	@benches/park.sh
 
 clean-cache: ## remove downloaded servers (.cache)
 	rm -rf .cache

@@ -1,5 +1,6 @@
-//! The cheapest HTTP receiver there can be, for `drain.sh`: says 200 to every request with a `content-length`, and
-//! prints the address that it listens on. With the end of each connection it prints how many requests came over it.
+//! The cheapest HTTP receiver there can be, for `drain.sh` and `park.sh`: says 200 to every request with a
+//! `content-length`, and prints the address that it listens on: any port, or `--listen 127.0.0.1:8080`. With the end of
+//! each connection it prints how many requests came over it.
 //!
 //! With `--verify` it reads the batches before it answers, and prints how many events came, and how many of them out of
 //! the order of their keys.
@@ -37,7 +38,8 @@ impl Seen {
 }
 
 fn main() -> io::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = std::env::args().skip_while(|argument| argument != "--listen").nth(1);
+    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:0"))?;
     writeln!(io::stdout(), "{}", listener.local_addr()?)?;
     let verify = std::env::args().any(|argument| argument == "--verify");
     let seen = verify.then(|| Arc::new(Mutex::new(Seen::default())));

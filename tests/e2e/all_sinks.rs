@@ -1,13 +1,14 @@
 //! The arrangement with all sinks: every event goes to Kafka, NATS JetStream, RabbitMQ, SQS and a webhook receiver,
 //! each a server of its own that can be hurt, with a witness on every link.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::parking;
 use crate::support::amqp_wire::Argument;
 use crate::support::clock::Tick;
 use crate::support::database::Database;
@@ -79,7 +80,17 @@ pub struct AllSinks {
     pub receiver: Receiver,
     pub database: Database,
     pub confirmed_before: Lsn,
+    /// walgate has its own tables: what a sink that is away is owed may wait there.
+    parks: bool,
 }
+
+/// What was ever in `walgate.parked`, which forgets what is delivered. Not published.
+const EVER_PARKED: &str = "\
+CREATE TABLE ever_parked (sink TEXT NOT NULL, event_id TEXT NOT NULL);
+CREATE FUNCTION note_parked() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+  $$BEGIN INSERT INTO public.ever_parked SELECT sink, event_id FROM fresh; RETURN NULL; END$$;
+CREATE TRIGGER note_parked AFTER INSERT ON walgate.parked REFERENCING NEW TABLE AS fresh
+  FOR EACH STATEMENT EXECUTE FUNCTION note_parked()";
 
 /// How the sinks came out.
 #[derive(Debug)]
@@ -89,12 +100,26 @@ pub struct Outcome {
     pub repeats: HashMap<&'static str, usize>,
     /// Of these, what the brokers hold more than once.
     pub stored_repeats: HashMap<&'static str, usize>,
+    /// Parked at some time, by sink.
+    pub parked: HashMap<&'static str, usize>,
     pub statuses: usize,
 }
 
 impl AllSinks {
+    /// Without walgate's own tables: outages are held.
     pub fn on(postgres: &Arc<Postgres>) -> AllSinks {
-        let database = postgres.database().with_keyed_outbox();
+        AllSinks::of(postgres.database().with_keyed_outbox(), false)
+    }
+
+    /// With walgate's own tables: outages are parked.
+    pub fn that_park(postgres: &Arc<Postgres>) -> AllSinks {
+        let database = parking::with_tables(postgres.database().with_keyed_outbox());
+        database.sql(EVER_PARKED);
+        AllSinks::of(database, true)
+    }
+
+    fn of(database: Database, parks: bool) -> AllSinks {
+        let postgres = &database.server;
         let logs = [(); 3].map(|()| LinkLog::default());
         let kafka_log = logs[0].clone();
         let (kafka, rabbit) = std::thread::scope(|scope| {
@@ -124,12 +149,15 @@ impl AllSinks {
             receiver,
             confirmed_before: database.confirmed_flush(),
             database,
+            parks,
         }
     }
 
-    /// All sinks take everything; `timeout` is that of an attempt.
+    /// All sinks take everything; `timeout` is that of an attempt. An outage is parked after a second, where it can be.
     pub fn setup(&self, timeout: &str) -> Setup {
-        let delivery = format!("timeout: {timeout}, retry: {{ initial: 20ms, max: 500ms, connection_max: 200ms }}");
+        let park = if self.parks { ", on_outage: park, park_after: 1s" } else { "" };
+        let delivery =
+            format!("timeout: {timeout}{park}, retry: {{ initial: 20ms, max: 500ms, connection_max: 200ms }}");
         let inside = |sink: Sink| {
             let port = self.link(sink).port();
             match sink {
@@ -193,6 +221,22 @@ impl AllSinks {
     /// Different events that all have acknowledged, at the most.
     pub fn settled(&self) -> usize {
         Sink::ALL.into_iter().map(|sink| self.settled_by(sink)).min().expect("sinks")
+    }
+
+    /// Rows of `walgate.parked`.
+    #[track_caller]
+    pub fn parked(&self, sink: Sink) -> usize {
+        let count = format!("SELECT count(*) FROM walgate.parked WHERE sink = '{}'", sink.name());
+        self.database.value(&count).parse().expect("a number")
+    }
+
+    /// Events that were parked for a sink at some time.
+    fn ever_parked(&self, sink: Sink) -> HashSet<String> {
+        if !self.parks {
+            return HashSet::new();
+        }
+        let rows = self.database.sql(&format!("SELECT event_id FROM ever_parked WHERE sink = '{}'", sink.name()));
+        rows.into_iter().filter_map(|row| row.into_iter().next()?).collect()
     }
 
     fn receipts(&self, sink: Sink) -> Vec<Receipt> {
@@ -319,6 +363,8 @@ impl AllSinks {
         }
         let last = self.witness.log().commits.iter().map(|commit| commit.end).max().expect("commits");
         walgate.eventually("everything is confirmed", || self.witness.flush() >= last);
+        let nothing_parked = || !self.parks || self.database.value("SELECT count(*) FROM walgate.parked") == "0";
+        walgate.eventually("nothing is parked", nothing_parked);
     }
 
     /// All that the brokers hold, read by hand; what the receiver has received stands in its receipts.
@@ -357,8 +403,10 @@ impl AllSinks {
         }
     }
 
-    /// Every sink was sent and holds every committed event, whole and in order, and nothing else; nothing was confirmed
-    /// before all had acknowledged it.
+    /// Every sink was sent and holds every committed event, whole and in order, and nothing else; nothing is parked any
+    /// more; nothing was confirmed before all had acknowledged it. A row of `walgate.parked` is as good as an
+    /// acknowledgement there. When it was written in the order of the ticks is not known, so an event that was parked at
+    /// some time counts as settled for its sink from the beginning: what was never parked is judged as strictly as ever.
     #[track_caller]
     pub fn assert_all(&self, committed: &[Committed]) -> Outcome {
         assert_eq!(self.receiver.bad_signatures(), Vec::<String>::new());
@@ -367,6 +415,7 @@ impl AllSinks {
             events: committed.len(),
             repeats: HashMap::new(),
             stored_repeats: HashMap::new(),
+            parked: HashMap::new(),
             statuses: self.witness.log().statuses.len(),
         };
         for sink in Sink::ALL {
@@ -380,7 +429,18 @@ impl AllSinks {
             outcome.stored_repeats.insert(sink.name(), repeats);
         }
         assert_eq!(outcome.stored_repeats["nats"], 0, "repeats within the stream's window were stored");
-        let settled = Sink::ALL.map(|sink| self.all_settled(sink));
+        if self.parks {
+            let left = self.database.value("SELECT count(*) FROM walgate.parked");
+            assert_eq!(left, "0", "rows that are parked though everything is delivered");
+            assert_eq!(self.database.value("SELECT count(*) FROM walgate.dead_letters"), "0");
+        }
+        let settled = Sink::ALL.map(|sink| {
+            let mut settled = self.all_settled(sink);
+            let parked = self.ever_parked(sink);
+            outcome.parked.insert(sink.name(), parked.len());
+            settled.extend(parked.into_iter().map(|id| (id, 0)));
+            settled
+        });
         oracle::assert_wire(&self.witness.log(), self.confirmed_before, |id| {
             settled.iter().try_fold(0, |latest, sink| Some(*sink.get(id)?.max(&latest)))
         });

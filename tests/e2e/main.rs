@@ -32,6 +32,8 @@ mod failpoints;
 mod fanout;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod five;
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
+mod five_parked;
 mod hostile;
 mod impostors;
 #[cfg(feature = "webhook")]

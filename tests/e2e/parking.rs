@@ -21,7 +21,7 @@ use crate::workload::Stream;
 const QUICK: &str = "timeout: 5s, retry: { initial: 20ms, max: 300ms, connection_max: 200ms }, park_after: 1s";
 
 /// Makes walgate's own tables, as an administrator does.
-fn with_tables(database: Database) -> Database {
+pub(crate) fn with_tables(database: Database) -> Database {
     let _ = database.connection();
     for statement in create_sql(ROLE) {
         database.sql(&statement);
