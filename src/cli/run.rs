@@ -88,7 +88,7 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
         found = look_until_ready(&settings, &loaded, &routing, &board, args.create) => found?,
     };
     for finding in &found.warnings {
-        tracing::warn!(code = ?finding.code, "{finding}");
+        tell(finding);
     }
     let slot = loaded.config.source.slot.clone();
     let confirmed = found.facts.slots.slot.as_ref().and_then(|slot| slot.confirmed_flush_lsn).unwrap_or(Lsn::ZERO);
@@ -157,6 +157,13 @@ fn open_session(slot: &str, settings: &ConnectSettings) -> Session {
         let settings = settings.clone();
         async move { setup::connect(&settings).await }
     })
+}
+
+fn tell(finding: &Finding) {
+    match finding.severity {
+        Severity::Info => tracing::info!(code = ?finding.code, "{finding}"),
+        _ => tracing::warn!(code = ?finding.code, "{finding}"),
+    }
 }
 
 /// Looks at the server until nothing stands in the way, or until it is plain that somebody has to mend something.

@@ -117,6 +117,12 @@ impl LaneHandle {
         self.nudge();
     }
 
+    /// See [`Lane::doze`].
+    pub fn doze(&self, dormant: bool) {
+        self.0.lock().lane.doze(dormant);
+        self.nudge();
+    }
+
     /// PostgreSQL keeps more WAL than the budget allows, or no longer does.
     pub fn press(&self, pressed: bool) {
         self.0.lock().lane.press(pressed);

@@ -60,6 +60,8 @@ pub struct Lane {
     pub(super) pressed: bool,
     /// The budget is used up, and this sink is one of those that are given up.
     pub(super) sacrificed: bool,
+    /// The slot is not ours yet: what is parked is not looked at, lest another process delivers it as well.
+    pub(super) dormant: bool,
     /// A moment, and the wall clock's time then.
     pub(super) clock: (Instant, Timestamp),
 }
@@ -126,6 +128,7 @@ impl Lane {
             paused_since: None,
             pressed: false,
             sacrificed: false,
+            dormant: policy.dormant,
             clock: (now, wall),
             rate: policy.rate_limit.map(Bucket::new),
             policy,

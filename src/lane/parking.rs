@@ -368,7 +368,7 @@ impl Lane {
             return None;
         }
         if lot.mode == Mode::Unread {
-            if ending {
+            if ending || self.dormant {
                 return None;
             }
             self.lot.underway = Some(Underway::Open);
@@ -417,7 +417,7 @@ impl Lane {
         if !self.lot.is_usable() || self.lot.underway.is_some() {
             return None;
         }
-        let waits = self.lot.mode == Mode::Unread
+        let waits = (self.lot.mode == Mode::Unread && !self.dormant)
             || self.lot.look_again
             || !self.lot.burying.is_empty()
             || !self.lot.marking.is_empty()
@@ -986,6 +986,12 @@ impl Lane {
         if paused != self.paused {
             (self.paused, self.paused_since) = (paused, paused.then_some(now));
         }
+    }
+
+    /// What is parked is not looked at until the lane is woken: the slot, and what is parked with it, may be another
+    /// process's still.
+    pub fn doze(&mut self, dormant: bool) {
+        self.dormant = dormant;
     }
 
     /// PostgreSQL keeps more WAL than the budget allows: whatever may be parked is, at once.

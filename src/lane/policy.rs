@@ -35,6 +35,8 @@ pub struct LanePolicy {
     pub parking: Option<ParkingPolicy>,
     /// What every dead letter's class is, in place of its rejection's.
     pub dead_reason: Option<&'static str>,
+    /// Whether it begins [dormant](super::Lane::doze).
+    pub dormant: bool,
 }
 
 impl Default for LanePolicy {
@@ -58,6 +60,7 @@ impl From<&Delivery> for LanePolicy {
             max_age: delivery.retry.max_age.map(|age| age.0),
             parking: None,
             dead_reason: None,
+            dormant: false,
         }
     }
 }

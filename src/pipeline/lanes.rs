@@ -85,11 +85,20 @@ impl Lanes {
     pub fn start(plans: Vec<LanePlan>, checkpoint: &Checkpoint) -> (Self, Endings) {
         let (ended, endings) = mpsc::unbounded_channel();
         let mut lanes = Lanes { running: Vec::new(), checkpoint: checkpoint.clone(), ended };
-        for plan in plans {
+        for mut plan in plans {
+            // Until the slot is ours.
+            plan.settings.policy.dormant = true;
             let running = lanes.spawn(plan);
             lanes.running.push(running);
         }
         (lanes, Endings(endings))
+    }
+
+    /// The slot is ours: what is parked may go out.
+    pub fn wake(&self) {
+        for lane in &self.running {
+            lane.named.handle.doze(false);
+        }
     }
 
     fn spawn(&self, plan: LanePlan) -> Running {

@@ -220,6 +220,7 @@ impl Gateway {
             );
         }
         attempts.first = Some(identity);
+        self.lanes.wake();
         self.intake.on_connect();
         self.board.source(SourceState::Streaming, None);
         let mut guard = SessionGuard::new(self.session.state(), connection);
