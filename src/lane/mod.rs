@@ -72,17 +72,20 @@
 //! not decided one by one but wait for the end of the outage.
 
 mod backoff;
+mod chores;
 mod handle;
 mod health;
 mod journal;
 mod lot;
 mod machine;
 mod metrics;
+mod operator;
 mod pace;
 mod parking;
 mod policy;
 mod queue;
 mod rate;
+mod rows;
 mod runner;
 mod service;
 mod source;
