@@ -69,7 +69,8 @@ fn g2_p1_batches_lose_nothing_and_keep_the_order_of_each_key_through_kills() {
     const EVENTS: usize = 5_000;
     let rig = batch_rig();
     rig.receiver.hold();
-    let setup = batch_setup(&rig, QUICK);
+    // Patient: after a timeout fewer batches would be under way at once.
+    let setup = batch_setup(&rig, &QUICK.replace("timeout: 5s", "timeout: 1m"));
     let mut walgate = Walgate::run(&setup);
     insert(&rig, 0, EVENTS, 250);
     // Four batches are with the receiver, and their answers never arrive.
