@@ -122,6 +122,8 @@ struct World {
     mood: Mood,
     jitter: f64,
     revived: BTreeSet<u64>,
+    /// Dead letters that were made before their turn.
+    sacrificed: BTreeSet<u64>,
 }
 
 impl World {
@@ -155,6 +157,7 @@ impl World {
             mood: Mood::Well,
             jitter: 0.0,
             revived: BTreeSet::new(),
+            sacrificed: BTreeSet::new(),
         }
     }
 
@@ -264,7 +267,9 @@ impl World {
         let event = self.event(delivery);
         let name = delivery.dedup_id.split("-r").next().unwrap().to_owned();
         self.fates.get_mut(&name).unwrap().received = true;
-        if event.key == 0 {
+        // A sacrificed event is a dead letter before its turn: an operator who brings it back may bring it ahead of what is
+        // parked of its key. Nobody else can.
+        if event.key == 0 || (delivery.dedup_id.contains("-r") && self.sacrificed.contains(&event.number)) {
             return;
         }
         // I3: of the key, everything before it was received, left out, or is a dead letter.
@@ -333,6 +338,13 @@ impl World {
         }
     }
 
+    /// Does an operation; before, it looks which dead letters were made before their turn.
+    fn carry_out(&mut self, chore: Chore) -> Result<Done, StoreError> {
+        let early = self.shelf.dead.values().filter(|row| row.parcel.reason.as_deref() == Some("sacrificed"));
+        self.sacrificed.extend(early.map(|row| row.parcel.delivery.event.id.parse::<u64>().unwrap()));
+        self.shelf.carry_out(chore)
+    }
+
     /// Starts an operation, or ends the one that is under way. `fate`: 0: it fails; 1: it is done, and its answer lost.
     fn chore(&mut self, fate: u8) {
         let Some(chore) = self.underway.take() else {
@@ -343,10 +355,10 @@ impl World {
         let result = match fate {
             0 => Err(away()),
             1 => {
-                let _ = self.shelf.carry_out(chore);
+                let _ = self.carry_out(chore);
                 Err(away())
             }
-            _ => self.shelf.carry_out(chore),
+            _ => self.carry_out(chore),
         };
         self.done(result);
     }
@@ -381,7 +393,7 @@ impl World {
         if let Some(chore) = self.underway.take()
             && self.draw() > 0.5
         {
-            let _ = self.shelf.carry_out(chore);
+            let _ = self.carry_out(chore);
         }
         self.lane = Lane::new(self.policy.clone());
         self.ring = ring();

@@ -10,6 +10,9 @@ use crate::{
     lane::{Chore, Done},
 };
 
+/// No page has more rows, so that a few rows are several pages.
+const PAGE: usize = 3;
+
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) id: i64,
@@ -121,7 +124,7 @@ impl Shelf {
         let behind = self.parked.iter().filter(|(place, _)| after.is_none_or(|after| **place > after));
         for (place, row) in behind.filter(|(_, row)| mine(row)) {
             bytes += row.parcel.delivery.event.size();
-            if !rows.is_empty() && (rows.len() >= limit.rows || bytes > limit.bytes) {
+            if !rows.is_empty() && (rows.len() >= limit.rows.min(PAGE) || bytes > limit.bytes) {
                 return Page { rows, end: false };
             }
             rows.push(stored(*place, row));
