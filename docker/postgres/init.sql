@@ -86,8 +86,19 @@ CREATE TABLE IF NOT EXISTS walgate.requests (
   affected bigint
 );
 CREATE INDEX IF NOT EXISTS requests_open ON walgate.requests (slot, id) WHERE done_at IS NULL;
+CREATE TABLE IF NOT EXISTS walgate.gateway (
+  slot text PRIMARY KEY,
+  term bigint NOT NULL,
+  system_id text NOT NULL,
+  timeline bigint NOT NULL,
+  confirmed_lsn pg_lsn NOT NULL,
+  birth xid8 NOT NULL,
+  mark_xmin xid8,
+  mark_lsn pg_lsn,
+  written_at timestamptz NOT NULL
+) WITH (fillfactor = 10);
 GRANT USAGE ON SCHEMA walgate TO walgate;
-GRANT SELECT, INSERT, UPDATE, DELETE ON walgate.parked, walgate.dead_letters, walgate.requests TO walgate;
+GRANT SELECT, INSERT, UPDATE, DELETE ON walgate.parked, walgate.dead_letters, walgate.requests, walgate.gateway TO walgate;
 
 -- The publication before the slot: a slot cannot read what was written before its publication existed.
 CREATE PUBLICATION walgate_outbox FOR TABLE public.outbox_events WITH (publish = 'insert', publish_via_partition_root = true);

@@ -47,6 +47,18 @@ impl Events {
         Events { entries: Vec::new(), free: NONE }
     }
 
+    /// Forgets every event: all tickets are stale.
+    pub(super) fn clear(&mut self) {
+        self.free = NONE;
+        for (slot, entry) in self.entries.iter_mut().enumerate().rev() {
+            if entry.remaining > 0 {
+                (entry.remaining, entry.generation) = (0, entry.generation.wrapping_add(1));
+            }
+            entry.transaction = self.free;
+            self.free = u32::try_from(slot).unwrap_or(NONE);
+        }
+    }
+
     /// Takes an event in. With 2^32 - 1 events unsettled it gives a ticket that is stale from the start: the
     /// transaction that counts the event never settles then, and the checkpoint holds rather than lose it.
     pub(super) fn insert(&mut self, transaction: u32, deliveries: NonZeroU32, bytes: u64) -> Ticket {

@@ -28,6 +28,9 @@ struct Shared {
 pub struct CheckpointStatus {
     /// What is confirmed to the server.
     pub flush_lsn: Lsn,
+    /// How far transactions with events have brought it.
+    #[serde(skip)]
+    pub settled_lsn: Lsn,
     /// The furthest commit end or keepalive that was taken in.
     pub received_lsn: Lsn,
     /// Events with unsettled deliveries.
@@ -107,6 +110,7 @@ impl Checkpoint {
     pub fn snapshot(&self) -> CheckpointStatus {
         self.read(|ring| CheckpointStatus {
             flush_lsn: ring.flush_lsn(),
+            settled_lsn: ring.settled_lsn(),
             received_lsn: ring.received_lsn(),
             unsettled_events: ring.unsettled_events(),
             unsettled_bytes: ring.unsettled_bytes(),

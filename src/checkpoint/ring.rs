@@ -34,7 +34,11 @@ pub struct Ring {
     events: Events,
     /// The newest transaction is open.
     open: bool,
+    /// An event was tracked in the newest transaction.
+    tracked: bool,
     flush: Lsn,
+    /// What of it was confirmed by transactions with events, keepalives and the rest aside.
+    settled: Lsn,
     received: Lsn,
     unsettled_events: u64,
     unsettled_bytes: u64,
@@ -49,7 +53,9 @@ impl Ring {
             transactions: Transactions::new(),
             events: Events::new(),
             open: false,
+            tracked: false,
             flush: confirmed,
+            settled: confirmed,
             received: confirmed,
             unsettled_events: 0,
             unsettled_bytes: 0,
@@ -57,12 +63,21 @@ impl Ring {
         }
     }
 
+    /// Begins again over what the slot has confirmed by now, and holds nothing. What is settled stays so: the flush LSN
+    /// does not fall. Tickets of before are stale.
+    pub fn restart(&mut self, confirmed: Lsn) {
+        let flush = self.flush.max(confirmed);
+        let mut events = std::mem::replace(&mut self.events, Events::new());
+        events.clear();
+        *self = Ring { events, peak_bytes: self.peak_bytes, ..Ring::new(flush) };
+    }
+
     /// Opens the transaction whose commit record starts at `commit_lsn` (`final_lsn` of its Begin). One that is still
     /// open is abandoned.
     pub fn begin(&mut self, commit_lsn: Lsn) {
         self.abandon();
         self.transactions.push(commit_lsn);
-        self.open = true;
+        (self.open, self.tracked) = (true, false);
     }
 
     /// Takes in an event of the open transaction. `bytes` is the memory that it holds; it counts once, however many
@@ -77,6 +92,7 @@ impl Ring {
         if let Some(transaction) = self.transactions.get_mut(slot) {
             transaction.unsettled += 1;
         }
+        self.tracked = true;
         self.unsettled_events += 1;
         self.unsettled_bytes = self.unsettled_bytes.saturating_add(bytes);
         self.peak_bytes = self.peak_bytes.max(self.unsettled_bytes);
@@ -120,6 +136,7 @@ impl Ring {
             transaction.unsettled = transaction.unsettled.saturating_sub(1);
             if transaction.unsettled == 0 && !open {
                 self.release(slot);
+                self.settled = self.flush;
             }
         }
         Settled::EventDone
@@ -129,6 +146,13 @@ impl Ring {
     #[must_use]
     pub fn flush_lsn(&self) -> Lsn {
         self.flush
+    }
+
+    /// How far transactions with events have brought the flush LSN: beyond it, keepalives and transactions without
+    /// events have.
+    #[must_use]
+    pub fn settled_lsn(&self) -> Lsn {
+        self.settled
     }
 
     /// The furthest commit end or keepalive that was taken in.
@@ -194,6 +218,9 @@ impl Ring {
         }
         if transaction.unsettled == 0 {
             self.release(slot);
+            if self.tracked {
+                self.settled = self.flush;
+            }
         }
     }
 

@@ -7,7 +7,10 @@ use walgate_sink::{Batch, Capabilities, DeliveryReport, RejectReason, Rejection,
 use super::setup::{self, Routing};
 use crate::{
     config::{Config, Delivery, OnOutage, OnReject, Route, Sink, Unrouted},
-    control::parking::{ParkingStore, SqlStore, SqlStoreOptions},
+    control::{
+        Term,
+        parking::{ParkingStore, SqlStore, SqlStoreOptions},
+    },
     lane::{DeliveryOutcome, LaneSettings, Observer, ParkingPolicy, SinkSource},
     metrics::{Metrics, Routes, SinkMetrics},
     pipeline::{Generation, LanePlan},
@@ -66,6 +69,8 @@ pub struct Fixed<'a> {
     pub routes: &'a Routes,
     /// Whether walgate's own tables may be used.
     pub tables: bool,
+    /// The term that is written in.
+    pub term: &'a Term,
 }
 
 /// What a configuration comes to.
@@ -88,7 +93,7 @@ pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &F
 
 /// A plan for each sink, in their order; with `unrouted: dead_letter` one more, the last.
 fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> {
-    let Fixed { settings, metrics, .. } = *fixed;
+    let metrics = fixed.metrics;
     let mut plans: Vec<LanePlan> = sinks.into_iter().map(|sink| plan(config, sink, fixed)).collect();
     if config.unrouted == Unrouted::DeadLetter {
         let mut lane = LaneSettings::from(&Delivery::default());
@@ -108,7 +113,7 @@ fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> 
             kind: "dead letters".to_owned(),
             source: SinkSource::connected(Arc::new(Nowhere)),
             settings: lane,
-            store: Some(store(config, "", settings)),
+            store: Some(store(config, "", fixed)),
             observer: Arc::new(Meter(metrics.sink(UNROUTED, &[]), metrics.clone())),
             required: true,
             fingerprint: format!("{:?}", config.limits.parked),
@@ -118,7 +123,7 @@ fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> 
 }
 
 fn plan(config: &Config, sink: Sink, fixed: &Fixed<'_>) -> LanePlan {
-    let Fixed { settings, metrics, routes, tables } = *fixed;
+    let Fixed { metrics, routes, tables, .. } = *fixed;
     let leads = |route: &Route| route.to.0.iter().any(|target| target.sink == sink.name);
     let label = |route: &Route| route.event_type.0.join(",");
     let mine: Vec<String> = config.routes.iter().filter(|route| leads(route)).map(label).collect();
@@ -155,21 +160,22 @@ fn plan(config: &Config, sink: Sink, fixed: &Fixed<'_>) -> LanePlan {
             SinkContext::new(sink.name.as_str(), sink.delivery.timeout.0),
         ),
         settings: lane,
-        store: tables.then(|| store(config, &sink.name, settings)),
+        store: tables.then(|| store(config, &sink.name, fixed)),
         observer,
         required: sink.delivery.required,
         name: sink.name,
     }
 }
 
-fn store(config: &Config, sink: &str, settings: &ConnectSettings) -> Arc<dyn ParkingStore> {
+fn store(config: &Config, sink: &str, fixed: &Fixed<'_>) -> Arc<dyn ParkingStore> {
     let options = SqlStoreOptions {
         slot: config.source.slot.clone(),
         sink: sink.to_owned(),
         patience: STORE_PATIENCE,
         idle: STORE_IDLE,
+        term: fixed.term.clone(),
     };
-    let settings = settings.clone();
+    let settings = fixed.settings.clone();
     Arc::new(SqlStore::new(options, move || {
         let settings = settings.clone();
         async move { setup::connect(&settings).await }

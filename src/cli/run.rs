@@ -17,7 +17,7 @@ use crate::{
     admin::{self, Wish, Writes},
     checkpoint::Checkpoint,
     config::{Config, Listen, Loaded, WalSenderTimeout, listen_address},
-    control::{self, Finding, Link, LinkError, Parking, Preflight, Session, SessionOptions, Severity, Wanted},
+    control::{self, Finding, Link, LinkError, Parking, Preflight, Session, SessionOptions, Severity, Term, Wanted},
     error::ExitStatus,
     metrics::{Metrics, Routes},
     pipeline::{
@@ -38,9 +38,13 @@ pub struct RunArgs {
     /// Creates publication and slot first, if neither exists. Never drops, re-creates or advances a slot.
     #[arg(long)]
     create: bool,
+    /// Goes on from a slot that was advanced, or made again, by somebody else: what was committed in between is not
+    /// delivered.
+    #[arg(long)]
+    accept_gap: bool,
 }
 
-/// Pause between two looks at a server that cannot be reached, or whose slot is in use.
+/// Pause between two looks at a server that cannot be reached.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the gateway.
@@ -98,18 +102,17 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
         routing.reader.include(*partition);
     }
     let usable = found.facts.parking() == Parking::Usable;
-    let paused = if usable { paused(&settings, &loaded.config.source.slot).await? } else { Vec::new() };
     if !usable {
         refuse_what_needs_tables(&loaded)?;
     }
     let Loaded { config, sinks, .. } = loaded;
     let routes = Routes::default();
-    let fixed = Fixed { settings: &settings, metrics: &metrics, routes: &routes, tables: usable };
+    let term = Term::default();
+    let fixed = Fixed { settings: &settings, metrics: &metrics, routes: &routes, tables: usable, term: &term };
     let generation = lanes::generation(&config, sinks, routing, &fixed);
     let (reload, reloads) = mpsc::channel(1);
-    let gateway =
-        assemble(config.clone(), generation, settings.clone(), session, board, &metrics, confirmed, usable, reloads);
-    gateway.lanes.pause(&paused);
+    let mut gateway = assemble(config.clone(), generation, &fixed, session, board, confirmed, reloads);
+    gateway.accept_gap = args.accept_gap;
     let reloading = reload::serve(&args.config, registry, &config, &fixed, wishes, reload);
     let ended = tokio::select! {
         ended = gateway.run(stop) => ended,
@@ -174,7 +177,7 @@ async fn look_until_ready(
     board: &StatusBoard,
     create: bool,
 ) -> Result<Preflight, ExitStatus> {
-    let wanted = setup::wanted(loaded, routing, settings);
+    let wanted = setup::wanted(loaded, routing, settings).standing_by();
     let mut said = String::new();
     let mut create = create;
     loop {
@@ -248,19 +251,6 @@ async fn create_slot(client: &tokio_postgres::Client, wanted: &Wanted) -> Result
     }
 }
 
-/// The sinks that operators have paused. Not knowing them is no leave to send.
-async fn paused(settings: &ConnectSettings, slot: &str) -> Result<Vec<String>, ExitStatus> {
-    let failed = |why: String| {
-        complain(&why);
-        ExitStatus::Environment
-    };
-    let link = setup::connect(settings).await.map_err(|error| failed(cannot_connect(&error)))?;
-    let driver = tokio::spawn(link.driver);
-    let paused = control::requests::paused(&link.client, slot).await;
-    driver.abort();
-    paused.map_err(|error| failed(error.to_string()))
-}
-
 /// What cannot be done without walgate's own tables must not be taken for granted.
 fn refuse_what_needs_tables(loaded: &Loaded) -> Result<(), ExitStatus> {
     let needs = lanes::needs_tables(&loaded.config, &loaded.sinks);
@@ -273,18 +263,16 @@ fn refuse_what_needs_tables(loaded: &Loaded) -> Result<(), ExitStatus> {
     if needs.is_empty() { Ok(()) } else { Err(ExitStatus::Environment) }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of the gateway")]
 fn assemble(
     config: Config,
     generation: Generation,
-    settings: ConnectSettings,
+    fixed: &Fixed<'_>,
     session: Session,
     board: StatusBoard,
-    metrics: &Metrics,
     confirmed: Lsn,
-    tables: bool,
     reloads: mpsc::Receiver<Reload>,
 ) -> Gateway {
+    let Fixed { settings, metrics, tables, term, .. } = *fixed;
     let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, .. } = generation;
     let checkpoint = Checkpoint::new(confirmed);
     let (lanes, endings) = Lanes::start(plans, &checkpoint);
@@ -302,7 +290,7 @@ fn assemble(
     };
     let budget = BudgetWatch::spawn(session.slots(), &wal_budget, board.clone());
     Gateway {
-        settings,
+        settings: settings.clone(),
         options,
         intake,
         checkpoint,
@@ -316,6 +304,9 @@ fn assemble(
         shutdown_timeout: config.shutdown_timeout.0,
         wal_budget,
         tables,
+        term: term.clone(),
+        accept_gap: false,
+        passed: watch::Sender::new(None),
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod create;
 pub mod dead_letters;
 pub mod finding;
+pub mod gateway;
 pub mod link;
 pub mod missing_past;
 pub mod names;
@@ -18,6 +19,7 @@ pub mod wal_budget;
 
 pub use create::{Created, create_if_absent};
 pub use finding::{Finding, FindingCode, Severity, only_waits};
+pub use gateway::{Claim, GatewayRow, Mark, Term};
 pub use link::{Link, LinkError};
 pub use missing_past::explain_publication_missing_in_past;
 pub use names::TableName;

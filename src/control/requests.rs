@@ -72,12 +72,13 @@ pub struct Answer {
     pub affected: u64,
 }
 
-/// $1: the slot.
+/// $1: the slot; $2: the term of whoever asks, in which it has the slot (0: it does not know of terms).
 const NEXT_SQL: &str = "\
 SELECT r.id, COALESCE(r.sink, ''), r.verb, r.arguments::text, r.asked_by,
     (EXTRACT(epoch FROM r.asked_at) * 1000000)::bigint
 FROM walgate.requests r
 WHERE r.slot = $1 AND r.done_at IS NULL
+    AND ($2 = 0 OR EXISTS (SELECT FROM walgate.gateway g WHERE g.slot = $1 AND g.term = $2))
 ORDER BY r.id LIMIT 1";
 
 /// $1: the number; what was answered stays so.
@@ -110,10 +111,12 @@ type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 ///
 /// # Errors
 /// The query failed, or the connection broke.
-pub async fn next(client: &Client, slot: &str) -> Result<Option<Request>, QueryError> {
+pub async fn next(client: &Client, slot: &str, term: i64) -> Result<Option<Request>, QueryError> {
     let what = "read walgate.requests";
     loop {
-        let Some(row) = rows(client, what, NEXT_SQL, &[(&slot, Type::TEXT)]).await?.pop() else { return Ok(None) };
+        let Some(row) = rows(client, what, NEXT_SQL, &[(&slot, Type::TEXT), (&term, Type::INT8)]).await?.pop() else {
+            return Ok(None);
+        };
         let id: i64 = column(&row, what, 0)?;
         let (verb, arguments): (String, String) = (column(&row, what, 2)?, column(&row, what, 3)?);
         match read(&verb, &arguments) {

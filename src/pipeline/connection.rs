@@ -1,6 +1,9 @@
 //! One connection to the slot: from its first chunk to the reason of its end.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 
@@ -12,7 +15,7 @@ use super::{
 use crate::{
     checkpoint::Checkpoint,
     config::Limits,
-    control::{SessionEvent, SessionState},
+    control::{Session, SessionEvent, SessionState, SlotReport},
     source::{Chunk, Frame, ReplicationStream, SourceError},
 };
 
@@ -28,6 +31,8 @@ pub enum Ended {
     Lost(SourceError),
     /// The SQL connection was cut: PostgreSQL shuts down, and waits for us while our stream is not read.
     SessionLost(String),
+    /// Another process has the slot, or nobody: the stream has ended on the server.
+    SlotLost(String),
     /// PostgreSQL asks for answers in a storm: it shuts down and waits for us.
     ServerStopping,
     /// What came cannot be taken.
@@ -70,13 +75,13 @@ pub async fn run(
     intake: &mut Intake,
     checkpoint: &Checkpoint,
     limits: &Limits,
-    session: &mut SessionGuard,
+    guard: &mut Guard,
     board: &StatusBoard,
     wishes: &mut Wishes<'_>,
 ) -> Ended {
     let Wishes { stop, reload } = wishes;
     if intake.is_halted() {
-        return halted(board, session, stop).await;
+        return halted(board, guard, stop).await;
     }
     let mut storm = Storm { since: Instant::now(), asked: 0 };
     let mut flush = checkpoint.subscribe();
@@ -84,7 +89,7 @@ pub async fn run(
         let chunk = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
-            cause = session.lost() => return Ended::SessionLost(cause),
+            loss = guard.lost() => return loss.into(),
             _ = reload.wait_for(|reload| *reload), if !intake.in_transaction() => return Ended::Reload,
             chunk = stream.chunks.recv() => chunk,
         };
@@ -135,12 +140,12 @@ pub async fn run(
                 }
             };
             if wait == Wait::Route {
-                return halted(board, session, stop).await;
+                return halted(board, guard, stop).await;
             }
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
-                cause = session.lost() => return Ended::SessionLost(cause),
+                loss = guard.lost() => return loss.into(),
                 () = room => {}
             }
         }
@@ -149,37 +154,120 @@ pub async fn run(
 }
 
 /// Holds an event without a route: nothing more is read, while the status goes on by itself.
-async fn halted(board: &StatusBoard, session: &mut SessionGuard, stop: &mut watch::Receiver<bool>) -> Ended {
+async fn halted(board: &StatusBoard, guard: &mut Guard, stop: &mut watch::Receiver<bool>) -> Ended {
     board.source(SourceState::Halted, Some("an event has no route, and `unrouted: halt` is set".to_owned()));
     tokio::select! {
         biased;
         _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
-        cause = session.lost() => Ended::SessionLost(cause),
+        loss = guard.lost() => loss.into(),
     }
 }
 
-/// The SQL connection that stood when the stream was opened.
-pub struct SessionGuard {
+/// What ends a connection though its stream is not being read.
+#[derive(Debug)]
+pub enum Loss {
+    /// The SQL connection was cut.
+    Session(String),
+    /// The slot is not read by our server process any more.
+    Slot(String),
+}
+
+impl From<Loss> for Ended {
+    fn from(loss: Loss) -> Self {
+        match loss {
+            Loss::Session(why) => Ended::SessionLost(why),
+            Loss::Slot(why) => Ended::SlotLost(why),
+        }
+    }
+}
+
+/// The SQL connection that stood when the stream was opened, and what it says of the slot. A process that was frozen may
+/// wake up with a full window, or with an event that has no route: then it does not read the stream, and would not see
+/// its end.
+pub struct Guard {
     state: watch::Receiver<SessionState>,
     connection: u64,
+    slots: watch::Receiver<Option<Arc<SlotReport>>>,
+    pid: Option<u32>,
+    /// Looks in a row that found another process, or none. One may be older than the stream.
+    amiss: u32,
 }
 
-impl SessionGuard {
-    /// Guards the connection with this number.
-    pub fn new(state: watch::Receiver<SessionState>, connection: u64) -> Self {
-        SessionGuard { state, connection }
+impl Guard {
+    /// Guards the connection with this number of the session, and the stream that the process with this PID serves.
+    pub fn new(session: &Session, connection: u64, pid: Option<u32>) -> Self {
+        let mut slots = session.slots();
+        slots.mark_unchanged();
+        Guard { state: session.state(), connection, slots, pid, amiss: 0 }
     }
 
-    /// Waits until that connection is lost, and says why.
-    async fn lost(&mut self) -> String {
-        let connection = self.connection;
-        match self.state.wait_for(|state| !state.is_up(connection)).await {
-            Ok(state) => match &state.event {
-                SessionEvent::Lost(error) => error.to_string(),
-                SessionEvent::Up | SessionEvent::Connecting => "it was made anew".to_owned(),
-            },
-            // The session's task ends only with the gateway.
-            Err(_) => std::future::pending().await,
+    /// Waits until one of them is lost, and says why.
+    async fn lost(&mut self) -> Loss {
+        let Guard { state, connection, slots, pid, amiss } = self;
+        tokio::select! {
+            biased;
+            why = session_lost(state, *connection) => Loss::Session(why),
+            why = slot_lost(slots, *pid, amiss) => Loss::Slot(why),
         }
+    }
+}
+
+async fn session_lost(state: &mut watch::Receiver<SessionState>, connection: u64) -> String {
+    match state.wait_for(|state| !state.is_up(connection)).await {
+        Ok(state) => match &state.event {
+            SessionEvent::Lost(error) => error.to_string(),
+            SessionEvent::Up | SessionEvent::Connecting => "it was made anew".to_owned(),
+        },
+        // The session's task ends only with the gateway.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn slot_lost(slots: &mut watch::Receiver<Option<Arc<SlotReport>>>, pid: Option<u32>, amiss: &mut u32) -> String {
+    let Some(pid) = pid else { return std::future::pending().await };
+    while slots.changed().await.is_ok() {
+        let Some(report) = slots.borrow_and_update().clone() else { continue };
+        let user = report.slot.as_ref().and_then(|slot| slot.user.as_ref());
+        if user.is_some_and(|user| u32::try_from(user.pid) == Ok(pid)) {
+            *amiss = 0;
+            continue;
+        }
+        *amiss += 1;
+        if *amiss > 1 {
+            let user = user.map_or_else(|| "nobody".to_owned(), ToString::to_string);
+            return format!("the slot is not read by our server process (PID {pid}) any more, but by {user}");
+        }
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::control::slot::{SlotUser, WalStatus};
+
+    fn look(pid: Option<i32>) -> Option<Arc<SlotReport>> {
+        let mut report = SlotReport::sample(None, None, WalStatus::Reserved);
+        let user = pid.map(|pid| SlotUser { pid, user: None, application_name: None, client_addr: None });
+        report.slot.as_mut().unwrap().user = user;
+        Some(Arc::new(report))
+    }
+
+    #[tokio::test]
+    async fn the_slot_is_lost_when_two_looks_in_a_row_say_so() {
+        let (sender, mut slots) = watch::channel(None);
+        let mut amiss = 0;
+        for (seen, lost) in [(Some(7), false), (None, false), (Some(7), false), (Some(8), false), (None, true)] {
+            sender.send_replace(look(seen));
+            let said = slot_lost(&mut slots, Some(7), &mut amiss).now_or_never();
+            assert_eq!(said.is_some(), lost, "{seen:?}: {said:?}");
+        }
+        sender.send_replace(look(Some(8)));
+        let said = slot_lost(&mut slots, Some(7), &mut amiss).now_or_never().unwrap();
+        assert!(said.contains("PID 7") && said.contains("PID 8"), "{said}");
+        sender.send_replace(look(Some(8)));
+        assert!(slot_lost(&mut slots, None, &mut amiss).now_or_never().is_none(), "whose PID is not known");
     }
 }

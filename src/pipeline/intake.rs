@@ -163,6 +163,13 @@ impl Intake {
         (self.lanes, self.unrouted, self.limits) = (lanes, unrouted, limits);
     }
 
+    /// Begins again with what the checkpoint begins with, as if nothing had been received.
+    pub fn start_over(&mut self, lanes: Vec<LaneHandle>) {
+        self.resume = Resume::new(self.checkpoint.snapshot().flush_lsn);
+        self.pending = lanes.iter().map(|_| Vec::with_capacity(PUSH)).collect();
+        (self.lanes, self.commit, self.halted) = (lanes, None, false);
+    }
+
     /// A new connection: what it sends again is skipped.
     pub fn on_connect(&mut self) {
         self.resume.on_connect();

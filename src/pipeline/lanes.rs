@@ -16,6 +16,7 @@ use crate::{
 };
 
 /// One sink and how it is driven.
+#[derive(Clone)]
 pub struct LanePlan {
     /// The sink's name.
     pub name: String,
@@ -55,6 +56,8 @@ pub struct NamedLane {
 /// The running lanes, in the order of the configuration.
 pub struct Lanes {
     running: Vec<Running>,
+    /// The slot is ours.
+    awake: bool,
     checkpoint: Checkpoint,
     ended: mpsc::UnboundedSender<(String, Ending)>,
 }
@@ -64,7 +67,7 @@ pub struct Endings(mpsc::UnboundedReceiver<(String, Ending)>);
 
 struct Running {
     named: NamedLane,
-    fingerprint: String,
+    plan: LanePlan,
     stop: watch::Sender<Option<Instant>>,
     task: JoinHandle<()>,
 }
@@ -84,25 +87,42 @@ impl Lanes {
     /// Starts every lane.
     pub fn start(plans: Vec<LanePlan>, checkpoint: &Checkpoint) -> (Self, Endings) {
         let (ended, endings) = mpsc::unbounded_channel();
-        let mut lanes = Lanes { running: Vec::new(), checkpoint: checkpoint.clone(), ended };
-        for mut plan in plans {
-            // Until the slot is ours.
-            plan.settings.policy.dormant = true;
+        let mut lanes = Lanes { running: Vec::new(), awake: false, checkpoint: checkpoint.clone(), ended };
+        for plan in plans {
             let running = lanes.spawn(plan);
             lanes.running.push(running);
         }
         (lanes, Endings(endings))
     }
 
+    /// Drops everything that they hold, and begins again with nothing: the slot is another's, or was. What is in flight is
+    /// given up.
+    pub async fn start_over(&mut self) {
+        self.awake = false;
+        for lane in &self.running {
+            lane.stop.send_replace(Some(Instant::now()));
+        }
+        let mut plans = Vec::with_capacity(self.running.len());
+        for Running { mut plan, task, named, .. } in std::mem::take(&mut self.running) {
+            let _ = task.await;
+            plan.required = named.required;
+            plans.push(plan);
+        }
+        self.running = plans.into_iter().map(|plan| self.spawn(plan)).collect();
+    }
+
     /// The slot is ours: what is parked may go out.
-    pub fn wake(&self) {
+    pub fn wake(&mut self) {
+        self.awake = true;
         for lane in &self.running {
             lane.named.handle.doze(false);
         }
     }
 
-    fn spawn(&self, plan: LanePlan) -> Running {
-        let LanePlan { name, shelf, kind, required, source, settings, store, observer, fingerprint } = plan;
+    fn spawn(&self, mut plan: LanePlan) -> Running {
+        // Until the slot is ours.
+        plan.settings.policy.dormant = !self.awake;
+        let LanePlan { name, shelf, kind, required, source, settings, store, observer, .. } = plan.clone();
         let stop = watch::Sender::new(None);
         let checkpoint = self.checkpoint.clone();
         let (handle, lane) = lane::spawn(name.clone(), source, settings, store, checkpoint, observer, stop.subscribe());
@@ -118,7 +138,7 @@ impl Lanes {
                 let _ = ended.send((sink, ending));
             }
         });
-        Running { named: NamedLane { name, shelf, kind, required, handle }, fingerprint, stop, task }
+        Running { named: NamedLane { name, shelf, kind, required, handle }, plan, stop, task }
     }
 
     /// The lanes for status.
@@ -147,7 +167,7 @@ impl Lanes {
         let (mut changed, mut removed) = (Vec::new(), Vec::new());
         for lane in &self.running {
             match plans.iter().find(|plan| plan.name == lane.named.name) {
-                Some(plan) if plan.fingerprint == lane.fingerprint => {}
+                Some(plan) if plan.fingerprint == lane.plan.fingerprint => {}
                 Some(_) => changed.push(lane.named.clone()),
                 None => removed.push(lane.named.clone()),
             }
@@ -164,7 +184,7 @@ impl Lanes {
         for plan in plans {
             let found = before.iter().position(|lane| lane.named.name == plan.name);
             match found {
-                Some(index) if before[index].fingerprint == plan.fingerprint => {
+                Some(index) if before[index].plan.fingerprint == plan.fingerprint => {
                     let mut kept = before.swap_remove(index);
                     kept.named.required = plan.required;
                     after.push(Ok(kept));

@@ -9,8 +9,10 @@ mod intake;
 mod lanes;
 mod pressure;
 mod pulse;
+mod recorder;
 mod reload;
 mod requests;
+mod standby;
 mod status;
 mod stop;
 mod window;
@@ -20,7 +22,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use walgate_sink::Lsn;
 
-use self::connection::{Ended, SessionGuard};
 pub use self::{
     budget::BudgetWatch,
     intake::{Course, Intake, IntakeError},
@@ -29,12 +30,16 @@ pub use self::{
     reload::{Generation, Reload},
     status::{GatewayStatus, Identity, SinkStatus, SourceState, StatusBoard},
 };
+use self::{
+    connection::{Ended, Guard},
+    recorder::Recorder,
+};
 use crate::{
     checkpoint::Checkpoint,
     config::{Limits, WalBudget},
-    control::Session,
+    control::{Mark, Session, Term},
     postgres::ConnectSettings,
-    source::{Identity as ServerIdentity, ReplicationStream, Retry, SourceError, StreamOptions},
+    source::{Identity as ServerIdentity, ReplicationStream, Retry, Shutdown, SourceError, StreamOptions},
     telemetry::failpoint,
 };
 
@@ -45,8 +50,8 @@ const RECONNECT_LONGEST: Duration = Duration::from_secs(1);
 const RECONNECT_SLOWLY: Duration = Duration::from_secs(30);
 /// Time for the end of a stream before a reload, and the least that its barrier gets.
 const RELOAD_CLOSE: Duration = Duration::from_secs(2);
-/// Where another process reads the slot.
-const STANDBY: Duration = Duration::from_secs(1);
+/// The `wal_sender_timeout` up to which a server that was silent is given longer.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the gateway has stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +65,9 @@ pub enum GatewayError {
     /// The server is not the one that was streamed from before.
     #[error("{0}")]
     OtherHistory(String),
+    /// The slot has confirmed what walgate has not.
+    #[error("{0}")]
+    Gap(String),
     /// A lane's task panicked.
     #[error(
         "the lane of sink `{0}` broke by a fault in walgate (a panic; see the log): what it held is delivered again \
@@ -98,6 +106,12 @@ pub struct Gateway {
     pub wal_budget: WalBudget,
     /// Whether walgate's own tables may be used.
     pub tables: bool,
+    /// The term that is written in.
+    pub term: Term,
+    /// Whether a slot that was moved by somebody else is gone on from, at the first connection.
+    pub accept_gap: bool,
+    /// The newest mark that the checkpoint has passed.
+    pub passed: watch::Sender<Option<Mark>>,
 }
 
 /// What follows from the end of a connection, or of an attempt to make one.
@@ -106,6 +120,8 @@ enum Next {
     Reconnect { pause: Pause, why: String },
     /// Another configuration, and then another connection.
     Reload,
+    /// Another process has the slot.
+    StandBy(String),
     /// The end.
     Stop,
     /// The end, with an error.
@@ -113,18 +129,51 @@ enum Next {
 }
 
 /// What is remembered from one connection to the next.
+#[derive(Default)]
 struct Attempts {
     first: Option<ServerIdentity>,
+    /// The server process of the last stream: while it has not ended, the slot is in use, by ourselves.
+    pid: Option<u32>,
     failures: u32,
+    /// Streams in a row that fell silent without having got any further.
+    silences: u32,
+    /// The lanes may hold something.
+    begun: bool,
     /// A configuration that waits for the end of a transaction.
     reload: Option<Reload>,
+}
+
+impl Attempts {
+    /// Another configuration is wanted. The newest counts.
+    fn want(&mut self, reload: Reload) {
+        if let Some(before) = self.reload.replace(reload) {
+            let _ = before.answer.send(Err("a newer configuration came before it".to_owned()));
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pause {
     Short,
     Slow,
-    Standby,
+}
+
+/// A stream, and what tells it how far it may confirm.
+struct Open {
+    stream: ReplicationStream,
+    recorder: Option<Recorder>,
+}
+
+impl Open {
+    /// Ends it so that the last status arrives.
+    async fn shutdown(self, deadline: std::time::Instant) -> Shutdown {
+        if let Some(recorder) = self.recorder {
+            // Half of the time for each.
+            let now = std::time::Instant::now();
+            recorder.finish((now + deadline.saturating_duration_since(now) / 2).into()).await;
+        }
+        self.stream.shutdown(deadline).await
+    }
 }
 
 impl Gateway {
@@ -140,31 +189,31 @@ impl Gateway {
         let wal_budget = watch::Sender::new(self.wal_budget.clone());
         beside.spawn(pressure::serve(self.budget.level(), wal_budget.subscribe(), self.board.clone()));
         if self.tables {
-            let clients = self.session.clients();
-            beside.spawn(requests::serve(clients, self.options.slot.clone(), self.board.clone()));
+            let (clients, slot) = (self.session.clients(), self.options.slot.clone());
+            beside.spawn(requests::serve(clients, slot, self.term.clone(), self.board.clone()));
         }
         let mut stopped = stop.subscribe();
-        let mut state = Attempts { first: None, failures: 0, reload: None };
-        let (stream, result) = loop {
-            let (stream, next) = self.one_connection(&mut state, &mut stopped).await;
+        let mut state = Attempts::default();
+        let (open, result) = loop {
+            let (open, next) = self.one_connection(&mut state, &mut stopped).await;
             if let Some(reload) = state.reload.take_if(|_| !self.intake.in_transaction() && !self.intake.is_halted()) {
                 // In order, so that its walsender has gone when the next one comes.
-                if let (Some(stream), Next::Reload) = (stream, next) {
-                    stream.shutdown(std::time::Instant::now() + RELOAD_CLOSE).await;
-                    self.take_up(reload, &wal_budget).await;
-                    continue;
+                if let (Some(open), Next::Reload) = (open, next) {
+                    open.shutdown(std::time::Instant::now() + RELOAD_CLOSE).await;
                 }
                 self.take_up(reload, &wal_budget).await;
                 continue;
             }
             match next {
                 Next::Reload => {}
-                Next::Stop => break (stream, Ok(())),
-                Next::Fail(error) => break (stream, Err(error)),
+                Next::Stop => break (open, Ok(())),
+                Next::Fail(error) => break (open, Err(error)),
+                Next::StandBy(why) => {
+                    drop(open);
+                    self.stand_by(why, &mut state, &mut stopped).await;
+                }
                 Next::Reconnect { pause, why } => {
-                    if let Some(stream) = stream {
-                        stream.abort();
-                    }
+                    drop(open);
                     state.failures = state.failures.saturating_add(1);
                     let pause = self.announce(pause, &why, state.failures);
                     tokio::select! {
@@ -174,7 +223,7 @@ impl Gateway {
                 }
             }
         };
-        let summary = stop::stop(self, stream).await;
+        let summary = stop::stop(self, open).await;
         result.map(|()| summary)
     }
 
@@ -182,30 +231,38 @@ impl Gateway {
         &mut self,
         attempts: &mut Attempts,
         stop: &mut watch::Receiver<bool>,
-    ) -> (Option<ReplicationStream>, Next) {
+    ) -> (Option<Open>, Next) {
+        // Nothing is confirmed before it is known whose the slot was.
+        let confirmed = watch::Sender::new(Lsn::ZERO);
         let connect = async {
             // The SQL connection first: it is the second signal, and must stand while the stream does.
             let connection = self.session.up().await.map_err(|error| Next::Reconnect {
                 pause: if error.needs_somebody() { Pause::Slow } else { Pause::Short },
                 why: error.to_string(),
             })?;
-            let flush = self.checkpoint.subscribe();
-            let stream =
-                ReplicationStream::connect(&self.settings, self.options.clone(), flush).await.map_err(after_error)?;
-            Ok((connection, stream))
+            let options = with_patience(&self.options, attempts.silences);
+            let stream = ReplicationStream::connect(&self.settings, options, confirmed.subscribe()).await;
+            Ok((connection, stream.map_err(|error| after_error(error, attempts.pid))?))
         };
         let connected = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return (None, Next::Stop),
             connected = connect => connected,
         };
-        let (connection, mut stream) = match connected {
+        let (connection, stream) = match connected {
             Ok(connected) => connected,
             Err(next) => return (None, next),
         };
+        attempts.pid = stream.server().pid;
         let identity = stream.identity().clone();
+        let mut open = Open { stream, recorder: None };
         if let Err(error) = same_history(attempts.first.as_ref(), &identity, self.checkpoint.snapshot().received_lsn) {
-            return (Some(stream), Next::Fail(error));
+            return (Some(open), Next::Fail(error));
         }
+        match self.begin_term(&identity, confirmed, attempts).await {
+            Ok(recorder) => open.recorder = Some(recorder),
+            Err(next) => return (Some(open), next),
+        }
+        let Open { stream, recorder: Some(recorder) } = &mut open else { return (Some(open), Next::Stop) };
         if attempts.first.is_none() || attempts.failures > 0 {
             let timeout = stream.server().wal_sender_timeout;
             let timeout = timeout.map(|timeout| humantime::format_duration(timeout).to_string());
@@ -220,17 +277,18 @@ impl Gateway {
             );
         }
         attempts.first = Some(identity);
+        attempts.begun = true;
         self.lanes.wake();
         self.intake.on_connect();
         self.board.source(SourceState::Streaming, None);
-        let mut guard = SessionGuard::new(self.session.state(), connection);
+        let mut guard = Guard::new(&self.session, connection, attempts.pid);
         let (started, received) = (std::time::Instant::now(), self.checkpoint.snapshot().received_lsn);
         let wanted = watch::Sender::new(attempts.reload.is_some());
         let mut asked = wanted.subscribe();
         let ended = {
             let mut wishes = connection::Wishes { stop, reload: &mut asked };
             let reading = connection::run(
-                &mut stream,
+                stream,
                 &mut self.intake,
                 &self.checkpoint,
                 &self.limits,
@@ -242,11 +300,9 @@ impl Gateway {
             loop {
                 tokio::select! {
                     ended = &mut reading => break ended,
+                    () = recorder.lost() => break Ended::SlotLost("another process has begun to read the slot".to_owned()),
                     Some(reload) = self.reloads.recv() => {
-                        // The newest counts.
-                        if let Some(before) = attempts.reload.replace(reload) {
-                            let _ = before.answer.send(Err("a newer configuration came before it".to_owned()));
-                        }
+                        attempts.want(reload);
                         wanted.send_replace(true);
                     }
                     (sink, ending) = self.endings.next() => match ending {
@@ -262,14 +318,19 @@ impl Gateway {
             }
         };
         if let Ended::Broken(sink) = ended {
-            return (Some(stream), Next::Fail(GatewayError::Lane(sink)));
+            return (Some(open), Next::Fail(GatewayError::Lane(sink)));
         }
+        let got_on = self.checkpoint.snapshot().received_lsn > received;
         // One that gets nowhere must not be made again and again at once.
-        if started.elapsed() > RECONNECT_LONGEST || self.checkpoint.snapshot().received_lsn > received {
+        if started.elapsed() > RECONNECT_LONGEST || got_on {
             attempts.failures = 0;
         }
-        let next = Self::after(ended);
-        (Some(stream), next)
+        attempts.silences = match &ended {
+            Ended::Lost(SourceError::Silent { .. }) if !got_on => attempts.silences.saturating_add(1),
+            _ => 0,
+        };
+        let next = Self::after(ended, attempts.pid);
+        (Some(open), next)
     }
 
     /// Goes over to another configuration, or says why not. The stream is not read meanwhile.
@@ -310,12 +371,13 @@ impl Gateway {
     }
 
     /// What each end of a connection leads to.
-    fn after(ended: Ended) -> Next {
+    fn after(ended: Ended, own: Option<u32>) -> Next {
         match ended {
             Ended::Stopped => Next::Stop,
             Ended::Reload => Next::Reload,
             Ended::Broken(sink) => Next::Fail(GatewayError::Lane(sink)),
-            Ended::Lost(error) => after_error(error),
+            Ended::Lost(error) => after_error(error, own),
+            Ended::SlotLost(why) => Next::Reconnect { pause: Pause::Short, why },
             Ended::SessionLost(why) => {
                 Next::Reconnect { pause: Pause::Short, why: format!("the SQL connection was lost: {why}") }
             }
@@ -335,31 +397,38 @@ impl Gateway {
     fn announce(&self, pause: Pause, why: &str, failures: u32) -> Duration {
         let jitter = 0.5 + fastrand::f64() / 2.0;
         let doubled = RECONNECT_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(10));
-        let (state, wait) = match pause {
-            Pause::Short => (SourceState::Reconnecting, doubled.min(RECONNECT_LONGEST).mul_f64(jitter)),
-            Pause::Slow => (SourceState::Reconnecting, RECONNECT_SLOWLY.mul_f64(jitter)),
-            Pause::Standby => (SourceState::Standby, STANDBY.mul_f64(jitter)),
+        let wait = match pause {
+            Pause::Short => doubled.min(RECONNECT_LONGEST).mul_f64(jitter),
+            Pause::Slow => RECONNECT_SLOWLY.mul_f64(jitter),
         };
         let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         // The first failures, then a line now and then: an outage of a day must not fill the log.
         if failures <= 3 || failures.is_multiple_of(30) || pause == Pause::Slow {
             tracing::warn!(error = why, attempt = failures, retry_in_ms, "not streaming; connecting again");
         }
-        self.board.source(state, Some(why.to_owned()));
+        self.board.source(SourceState::Reconnecting, Some(why.to_owned()));
         wait
     }
 }
 
-fn after_error(error: SourceError) -> Next {
+/// A slot in use is another's, unless it is our own last connection that has not ended on the server.
+fn after_error(error: SourceError, own: Option<u32>) -> Next {
     let why = error.to_string();
     match error.retry() {
-        Retry::Soon if matches!(error, SourceError::SlotActive { .. }) => {
-            Next::Reconnect { pause: Pause::Standby, why }
-        }
-        Retry::Soon => Next::Reconnect { pause: Pause::Short, why },
+        Retry::Soon => match error {
+            SourceError::SlotActive { pid, .. } if pid.is_none() || pid != own => Next::StandBy(why),
+            _ => Next::Reconnect { pause: Pause::Short, why },
+        },
         Retry::Slowly => Next::Reconnect { pause: Pause::Slow, why },
         Retry::Never => Next::Fail(error.into()),
     }
+}
+
+/// A server that sends nothing may be busy: decoding a transaction of a million changes, say, none of which is for us.
+/// With the same patience it would be given up at the same place for ever.
+fn with_patience(options: &StreamOptions, silences: u32) -> StreamOptions {
+    let longer = |timeout: Duration| timeout.saturating_mul(1 << silences.min(16)).min(LONGEST_TIMEOUT.max(timeout));
+    StreamOptions { wal_sender_timeout: options.wal_sender_timeout.map(longer), ..options.clone() }
 }
 
 /// Refuses to go on over another history: what it holds below the positions that were received would be skipped.
@@ -399,4 +468,39 @@ pub struct Summary {
     pub unsettled: u64,
     /// Whether the server was told the last flush LSN, as far as can be known.
     pub confirmed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s5_a_slot_in_use_is_anothers_unless_our_last_connection_has_not_ended() {
+        let active = |pid| SourceError::SlotActive { slot: "walgate".into(), pid };
+        for (pid, own, taken) in [
+            (Some(4711), None, true),
+            (Some(4711), Some(4712), true),
+            (Some(4711), Some(4711), false),
+            (None, Some(4711), true),
+            (None, None, true),
+        ] {
+            let next = after_error(active(pid), own);
+            assert_eq!(matches!(next, Next::StandBy(_)), taken, "{pid:?} {own:?}");
+            assert!(taken || matches!(next, Next::Reconnect { pause: Pause::Short, .. }));
+        }
+    }
+
+    #[test]
+    fn patience_doubles_with_each_silence_up_to_a_minute() {
+        let timeout = |timeout: u64, silences| {
+            let own = StreamOptions {
+                wal_sender_timeout: Some(Duration::from_secs(timeout)),
+                ..StreamOptions::new("s", "p")
+            };
+            with_patience(&own, silences).wal_sender_timeout.map(|timeout| timeout.as_secs())
+        };
+        assert_eq!([0, 1, 2, 4, 5, u32::MAX].map(|silences| timeout(3, silences)), [3, 6, 12, 48, 60, 60].map(Some));
+        assert_eq!([0, 5].map(|silences| timeout(120, silences)), [Some(120); 2]);
+        assert_eq!(with_patience(&StreamOptions::new("s", "p"), 3).wal_sender_timeout, None, "the server's own stays");
+    }
 }

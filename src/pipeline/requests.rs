@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::{NamedLane, StatusBoard};
 use crate::{
     control::{
-        QueryError, parking,
+        QueryError, Term, parking,
         requests::{self, Answer, Request, Verb},
     },
     telemetry::failpoint,
@@ -18,14 +18,16 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Takes requests and answers them until it is dropped.
-pub async fn serve(clients: watch::Receiver<Option<Arc<Client>>>, slot: String, board: StatusBoard) {
+///
+/// While another process has the slot they are that one's.
+pub async fn serve(clients: watch::Receiver<Option<Arc<Client>>>, slot: String, term: Term, board: StatusBoard) {
     // Retries that are under way: their requests are answered when their dead letters are on their way out.
     let mut reviving: HashMap<i64, String> = HashMap::new();
     loop {
         sleep(EVERY).await;
         let client = clients.borrow().clone();
-        let Some(client) = client else { continue };
-        if let Err(error) = turn(&client, &slot, &board.lanes(), &mut reviving).await {
+        let Some(client) = client.filter(|_| term.get() > 0 && !board.stands_by()) else { continue };
+        if let Err(error) = turn(&client, &slot, term.get(), &board.lanes(), &mut reviving).await {
             tracing::debug!(%error, "requests cannot be read at present");
         }
     }
@@ -34,6 +36,7 @@ pub async fn serve(clients: watch::Receiver<Option<Arc<Client>>>, slot: String, 
 async fn turn(
     client: &Client,
     slot: &str,
+    term: i64,
     lanes: &[NamedLane],
     reviving: &mut HashMap<i64, String>,
 ) -> Result<(), QueryError> {
@@ -46,7 +49,7 @@ async fn turn(
     }
     // One at a time and in order: what comes behind a retry waits for it.
     while reviving.is_empty()
-        && let Some(request) = requests::next(client, slot).await?
+        && let Some(request) = requests::next(client, slot, term).await?
     {
         tracing::info!(
             id = request.id,

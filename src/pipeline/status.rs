@@ -203,6 +203,11 @@ impl StatusBoard {
         self.status().wal_holder
     }
 
+    /// Whether another process has the slot.
+    pub(super) fn stands_by(&self) -> bool {
+        lock(&self.shared.source).state == SourceState::Standby
+    }
+
     /// The source has entered a state.
     pub fn source(&self, state: SourceState, detail: Option<String>) {
         self.shared.metrics.streaming.set(i64::from(state == SourceState::Streaming));

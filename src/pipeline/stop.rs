@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Gateway, SourceState, Summary};
-use crate::{
-    lane::LaneState,
-    source::{ReplicationStream, Shutdown},
-};
+use super::{Gateway, Open, SourceState, Summary};
+use crate::{lane::LaneState, source::Shutdown};
 
 /// Kept back of the shutdown's time for the last status and for closing the sinks.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Stops reading, lets the lanes deliver what they hold, tells PostgreSQL what is settled, closes everything.
-pub async fn stop(gateway: Gateway, stream: Option<ReplicationStream>) -> Summary {
+pub(super) async fn stop(gateway: Gateway, open: Option<Open>) -> Summary {
     let Gateway { checkpoint, lanes, session, board, shutdown_timeout, .. } = gateway;
     board.source(SourceState::Stopping, None);
     let started = Instant::now();
@@ -62,8 +59,8 @@ pub async fn stop(gateway: Gateway, stream: Option<ReplicationStream>) -> Summar
     let closing = deadline.checked_sub(LAST_WORDS.min(shutdown_timeout / 4) / 2).unwrap_or(deadline);
     lanes.stop(closing.into()).await;
     let status = checkpoint.snapshot();
-    let confirmed = match stream {
-        Some(stream) => stream.shutdown(deadline).await == Shutdown::Complete,
+    let confirmed = match open {
+        Some(open) => open.shutdown(deadline).await == Shutdown::Complete,
         None => false,
     };
     session.close().await;

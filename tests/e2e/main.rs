@@ -60,6 +60,7 @@ mod soak;
 mod source_faults;
 #[cfg(feature = "sqs")]
 mod sqs;
+mod standby;
 mod streams;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod tasks;

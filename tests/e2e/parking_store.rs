@@ -20,7 +20,7 @@ use walgate::control::parking::{
     Attempted, Filter, HoldKey, Page, PageLimit, Parcel, ParkingStore, Place, SqlStore, SqlStoreOptions, StoreError,
     Stored, create_sql,
 };
-use walgate::control::{Link, LinkError};
+use walgate::control::{Link, LinkError, Term, gateway};
 use walgate_sink::{ByteString, Delivery, Escape, Event, Lsn, PayloadFormat, Position, Target, TargetField, Timestamp};
 
 use crate::support::database::Database;
@@ -69,8 +69,16 @@ impl Rig {
     }
 
     fn store_of(&self, slot: &str, sink: &str, patience: Duration, idle: Duration) -> Store<'_> {
-        let options = SqlStoreOptions { slot: slot.into(), sink: sink.into(), patience, idle };
+        let options = SqlStoreOptions { slot: slot.into(), sink: sink.into(), patience, idle, term: Term::default() };
         Store { rig: self, store: Arc::new(SqlStore::new(options, connect(&self.database))) }
+    }
+
+    /// A connection for statements beside the store's.
+    fn client(&self) -> tokio_postgres::Client {
+        let connect = connect(&self.database);
+        let Link { client, driver } = self.runtime.block_on(connect()).unwrap();
+        self.runtime.spawn(driver);
+        client
     }
 
     fn value(&self, statement: &str) -> String {
@@ -766,6 +774,69 @@ fn rows_are_as_durable_as_what_they_release() {
         rig.store().park(&[parcel_of_key(n, "a")]);
         assert_eq!(rig.value("DELETE FROM seen RETURNING setting"), expected, "{set}");
     }
+}
+
+#[test]
+fn nothing_is_written_in_a_term_that_is_over() {
+    let rig = Rig::new();
+    let client = rig.client();
+    let claim = || rig.runtime.block_on(gateway::claim(&client, SLOT, "1", 1, false)).unwrap();
+    let store = |term: i64| {
+        let (patience, idle) = (Duration::from_secs(20), Duration::from_secs(60));
+        let options = SqlStoreOptions { slot: SLOT.into(), sink: SINK.into(), patience, idle, term: Term::default() };
+        options.term.set(term);
+        Store { rig: &rig, store: Arc::new(SqlStore::new(options, connect(&rig.database))) }
+    };
+    let first = claim();
+    assert_eq!((first.term, first.before), (1, None));
+    let frozen = store(first.term);
+    frozen.run(frozen.store.park(vec![parcel_of_key(1, "a"), parcel_of_key(2, "a")])).unwrap();
+    let second = claim();
+    assert_eq!((second.term, second.before.map(|before| before.term)), (2, Some(1)));
+    let ours = store(second.term);
+    let ids: Vec<i64> = ours.page(None, 10, usize::MAX).rows.iter().map(|row| row.id).collect();
+    let refused = |result: Result<(), StoreError>| {
+        let error = result.unwrap_err();
+        assert!(!error.lasting && error.message.contains("another process has taken over the slot"), "{error}");
+    };
+    let key = HoldKey::from_text("key:a");
+    refused(frozen.run(frozen.store.park(vec![parcel_of_key(3, "a")])).map(drop));
+    refused(frozen.run(frozen.store.hold(vec![(ids[0], key.clone())])));
+    refused(frozen.run(frozen.store.bury(vec![letter(parcel_of_key(1, "a"), "refused")], vec![ids[0]])));
+    refused(frozen.run(frozen.store.revive(Filter::default(), i64::MAX / 2, "r1".into(), 10)).map(drop));
+    assert_eq!((rig.count("parked"), rig.count("dead_letters")), (2, 0));
+    assert_eq!(ours.page(None, 10, usize::MAX).rows.len(), 2, "none of them is held");
+    // What the sink has is not owed, whoever has delivered it.
+    frozen.run(frozen.store.delivered(vec![ids[1]])).unwrap();
+    assert_eq!(rig.count("parked"), 1);
+    ours.run(ours.store.hold(vec![(ids[0], key)])).unwrap();
+    ours.run(ours.store.bury(vec![letter(parcel_of_key(1, "a"), "refused")], vec![ids[0]])).unwrap();
+    assert_eq!((rig.count("parked"), rig.count("dead_letters")), (0, 1));
+
+    // The row: what is going to be confirmed never falls, and only in the term that it is.
+    let record = |term, lsn| rig.runtime.block_on(gateway::record(&client, SLOT, term, Lsn(lsn), None)).unwrap();
+    assert!(record(2, 700) && record(2, 600) && !record(1, 900));
+    let row = rig.runtime.block_on(gateway::read(&client, SLOT)).unwrap().unwrap();
+    assert_eq!((row.term, row.confirmed, row.mark), (2, Lsn(700), None));
+    assert!(row.birth > 0);
+}
+
+/// Whoever begins a term reads what was being written in the one before.
+#[test]
+fn a_term_begins_when_the_writers_of_the_one_before_are_done() {
+    let rig = Rig::new();
+    let (writer, claimer) = (rig.client(), rig.client());
+    rig.runtime.block_on(gateway::claim(&claimer, SLOT, "1", 1, false)).unwrap();
+    let lock = format!("BEGIN; SELECT 1 FROM walgate.gateway WHERE slot = '{SLOT}' AND term = 1 FOR KEY SHARE");
+    rig.runtime.block_on(writer.batch_execute(&lock)).unwrap();
+    // The row is written all the same.
+    assert!(rig.runtime.block_on(gateway::record(&claimer, SLOT, 1, Lsn(5), None)).unwrap());
+    let claiming = rig.runtime.spawn(async move { gateway::claim(&claimer, SLOT, "1", 1, false).await.unwrap().term });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%walgate.gateway%'";
+    eventually(DEADLINE, "it waits", || rig.database.value(waits) == "1");
+    assert!(!claiming.is_finished());
+    rig.runtime.block_on(writer.batch_execute("COMMIT")).unwrap();
+    assert_eq!(rig.runtime.block_on(claiming).unwrap(), 2);
 }
 
 /// PostgreSQL 17 and later: what is parked has to be on the standby that the slot moves to.

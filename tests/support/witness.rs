@@ -111,6 +111,40 @@ impl Log {
     pub fn flush(&self) -> Lsn {
         self.statuses.last().map(|status| status.flush).unwrap_or_default()
     }
+
+    /// Several links to one slot as one log. Where another link than before goes on, another process has taken over: it
+    /// begins with what the slot has confirmed, though the one before may have sent more than PostgreSQL has read.
+    pub fn merged(logs: &[MutexGuard<'_, Log>]) -> Log {
+        let mut merged = Log::default();
+        let mut statuses: Vec<(usize, Status)> = Vec::new();
+        for (link, log) in logs.iter().enumerate() {
+            statuses.extend(log.statuses.iter().map(|status| (link, *status)));
+            merged.keepalives.extend(&log.keepalives);
+            merged.rows.extend(log.rows.iter().cloned());
+            merged.commits.extend(&log.commits);
+            merged.restarts.extend(&log.restarts);
+            merged.ends.extend(&log.ends);
+        }
+        statuses.sort_by_key(|(_, status)| status.tick);
+        // "Nothing to say yet" is no beginning.
+        statuses.retain(|(_, status)| status.flush != Lsn(0));
+        for two in statuses.windows(2) {
+            if let [(before, _), (link, status)] = two
+                && before != link
+            {
+                merged.restarts.push((status.tick - 1, status.flush));
+            }
+        }
+        merged.statuses = statuses.into_iter().map(|(_, status)| status).collect();
+        merged.keepalives.sort_by_key(|keepalive| keepalive.tick);
+        merged.rows.sort_by_key(|row| row.tick);
+        merged.commits.sort_by_key(|commit| commit.tick);
+        merged.restarts.sort_by_key(|(tick, _)| *tick);
+        for (index, row) in merged.rows.iter().enumerate() {
+            merged.first_row.entry(row.id.clone()).or_insert(index);
+        }
+        merged
+    }
 }
 
 /// What the test does to a message from the server, after it was recorded.

@@ -21,7 +21,7 @@ mod sql;
 
 pub use discard::discard;
 pub use parcel::{Attempted, HoldKey, KEPT_ERRORS, Parcel, Place, Stored};
-pub use schema::{DEAD_LETTERS, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql};
+pub use schema::{DEAD_LETTERS, GATEWAY, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql};
 pub(in crate::control) use schema::{columns, grant_sql};
 pub use sql::{SqlStore, SqlStoreOptions};
 

@@ -10,6 +10,8 @@ pub const PARKED: &str = "walgate.parked";
 pub const DEAD_LETTERS: &str = "walgate.dead_letters";
 /// What operators ask for.
 pub const REQUESTS: &str = "walgate.requests";
+/// What is known of a slot beyond what PostgreSQL keeps of it.
+pub const GATEWAY: &str = "walgate.gateway";
 
 /// Columns that `parked` and `dead_letters` share. `headers`, `target` and `errors` are json, not jsonb: it keeps texts
 /// as they are. Bytes of a payload are kept as bytes: it is never parsed, and need not be text.
@@ -53,9 +55,21 @@ const REQUEST_COLUMNS: &str = "\
   outcome text,
   affected bigint";
 
+/// Columns of `gateway`.
+const GATEWAY_COLUMNS: &str = "\
+  slot text PRIMARY KEY,
+  term bigint NOT NULL,
+  system_id text NOT NULL,
+  timeline bigint NOT NULL,
+  confirmed_lsn pg_lsn NOT NULL,
+  birth xid8 NOT NULL,
+  mark_xmin xid8,
+  mark_lsn pg_lsn,
+  written_at timestamptz NOT NULL";
+
 /// Every column that is read or written, with its table, both without the schema.
 pub(in crate::control) fn columns() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let tables = [(PARKED, COLUMNS), (DEAD_LETTERS, COLUMNS), (REQUESTS, REQUEST_COLUMNS)];
+    let tables = [(PARKED, COLUMNS), (DEAD_LETTERS, COLUMNS), (REQUESTS, REQUEST_COLUMNS), (GATEWAY, GATEWAY_COLUMNS)];
     tables.into_iter().flat_map(|(table, columns)| {
         let table = table.split_once('.').map_or(table, |(_, name)| name);
         columns.lines().filter_map(move |line| Some((table, line.split_whitespace().next()?)))
@@ -68,7 +82,7 @@ pub(in crate::control) fn grant_sql(role: &str) -> [String; 2] {
     let role = quote_ident(role);
     [
         format!("GRANT USAGE ON SCHEMA {SCHEMA} TO {role};"),
-        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {PARKED}, {DEAD_LETTERS}, {REQUESTS} TO {role};"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {PARKED}, {DEAD_LETTERS}, {REQUESTS}, {GATEWAY} TO {role};"),
     ]
 }
 
@@ -91,6 +105,8 @@ pub fn create_sql(role: &str) -> Vec<String> {
         places("dead_letters_place", DEAD_LETTERS),
         format!("CREATE TABLE IF NOT EXISTS {REQUESTS} (\n  {REQUEST_COLUMNS}\n);"),
         format!("CREATE INDEX IF NOT EXISTS requests_open ON {REQUESTS} (slot, id) WHERE done_at IS NULL;"),
+        // It is written every second: its pages have room for that.
+        format!("CREATE TABLE IF NOT EXISTS {GATEWAY} (\n  {GATEWAY_COLUMNS}\n) WITH (fillfactor = 10);"),
     ];
     statements.extend(grant_sql(role));
     statements
@@ -100,7 +116,7 @@ pub fn create_sql(role: &str) -> Vec<String> {
 #[must_use]
 pub fn drop_sql() -> Vec<String> {
     vec![
-        format!("DROP TABLE IF EXISTS {PARKED}, {DEAD_LETTERS}, {REQUESTS};"),
+        format!("DROP TABLE IF EXISTS {PARKED}, {DEAD_LETTERS}, {REQUESTS}, {GATEWAY};"),
         format!("DROP SCHEMA IF EXISTS {SCHEMA};"),
     ]
 }
@@ -112,7 +128,7 @@ mod tests {
     #[test]
     fn the_columns_are_those_of_the_statements() {
         let columns: Vec<_> = columns().collect();
-        assert_eq!(columns.len(), 24 + 24 + 11);
+        assert_eq!(columns.len(), 24 + 24 + 11 + 9);
         assert!(columns.contains(&("parked", "hold_key")) && columns.contains(&("requests", "affected")));
     }
 }

@@ -33,7 +33,10 @@ use self::{
     rows::{Columns, When, page, size},
 };
 use super::{Filter, HoldKey, Opening, Page, PageLimit, Parcel, ParkingStore, Place, Revived, StoreError};
-use crate::control::link::{Link, LinkError};
+use crate::control::{
+    gateway::Term,
+    link::{Link, LinkError},
+};
 use walgate_sink::{Lsn, Position, Timestamp};
 
 /// Whose rows, and how the connection is kept.
@@ -47,6 +50,8 @@ pub struct SqlStoreOptions {
     pub patience: Duration,
     /// A connection that nothing was done on for so long is closed.
     pub idle: Duration,
+    /// The term that is written in.
+    pub term: Term,
 }
 
 /// The tables over a connection of its own: opened when something is to be done, closed when nothing was for a while.
@@ -158,7 +163,10 @@ impl SqlStore {
             let columns = Columns::of(&parcels, held.connection.utf8);
             let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![slot, sink];
             parameters.extend(columns.parameters());
+            let term = self.options.term.get();
+            parameters.push(&term);
             let new = held.connection.row(statements::PARK, &parameters).await?;
+            in_term(&new, 2)?;
             standbys::wait(&mut held.connection, slot, started, self.options.patience).await?;
             Ok((count(new.try_get(0)?), count(new.try_get(1)?)))
         };
@@ -183,8 +191,10 @@ impl SqlStore {
             let columns = Columns::of(&letters, held.connection.utf8);
             let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![slot, sink];
             parameters.extend(columns.parameters());
+            let term = self.options.term.get();
+            parameters.push(&term);
             parameters.push(&parked);
-            held.connection.rows(statements::BURY, &parameters).await?;
+            in_term(&held.connection.row(statements::BURY, &parameters).await?, 0)?;
             standbys::wait(&mut held.connection, slot, started, self.options.patience).await
         };
         let result = result.await;
@@ -222,7 +232,12 @@ impl SqlStore {
         let SqlStoreOptions { slot, sink, .. } = &self.options;
         let ids: Vec<i64> = rows.iter().map(|(id, _)| *id).collect();
         let keys: Vec<&str> = rows.iter().map(|(_, key)| key.as_str()).collect();
-        let result = held.connection.rows(statements::HOLD, &[slot, sink, &ids, &keys]).await.map(drop);
+        let term = self.options.term.get();
+        let result = async {
+            let found = held.connection.row(statements::HOLD, &[slot, sink, &term, &ids, &keys]).await?;
+            in_term(&found, 0)
+        };
+        let result = result.await;
         held.done(result).await
     }
 
@@ -245,14 +260,16 @@ impl SqlStore {
         };
         let latest = older_than_seconds.map_or(When(Timestamp(before)), ago);
         let earliest = newer_than_seconds.map(ago);
+        let term = self.options.term.get();
         let result = async {
             let found = held
                 .connection
                 .row(
                     statements::REVIVE,
-                    &[slot, sink, &latest, &earliest, &ids, &event_id, &event_type, &reason, &key, &limit, &run],
+                    &[slot, sink, &latest, &earliest, &ids, &event_id, &event_type, &reason, &key, &limit, &run, &term],
                 )
                 .await?;
+            in_term(&found, 4)?;
             let keys: Vec<String> = found.try_get(3)?;
             Ok(Revived {
                 rows: count(found.try_get(1)?),
@@ -322,6 +339,14 @@ impl ParkingStore for SqlStore {
 /// A moment of which nothing is older, and which PostgreSQL can hold: 1970 less 5,000 years.
 const EARLIEST: i64 = -157_000_000_000_000_000;
 
+/// Refuses what was not done because another term has begun.
+fn in_term(row: &tokio_postgres::Row, column: usize) -> Result<(), Failure> {
+    match row.try_get::<_, Option<bool>>(column)? {
+        Some(true) => Ok(()),
+        _ => Err(Failure::Unfinished("another process has taken over the slot, and nothing was written".to_owned())),
+    }
+}
+
 fn done<T: Send + 'static>(value: T) -> BoxFuture<'static, Result<T, StoreError>> {
     Box::pin(std::future::ready(Ok(value)))
 }
@@ -337,7 +362,7 @@ mod tests {
 
     fn options() -> SqlStoreOptions {
         let (patience, idle) = (Duration::from_millis(20), Duration::from_secs(1));
-        SqlStoreOptions { slot: "walgate".into(), sink: "partner".into(), patience, idle }
+        SqlStoreOptions { slot: "walgate".into(), sink: "partner".into(), patience, idle, term: Term::default() }
     }
 
     #[tokio::test]

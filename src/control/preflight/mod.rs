@@ -46,6 +46,8 @@ pub struct Wanted {
     pub application_name: String,
     /// Whether to count the rows that will not be sent (`check --connect`).
     pub count_rows: bool,
+    /// Whether another process may read the slot: this one stands by then.
+    pub may_stand_by: bool,
 }
 
 impl Wanted {
@@ -63,6 +65,7 @@ impl Wanted {
             columns: Vec::new(),
             application_name: "walgate".to_owned(),
             count_rows: false,
+            may_stand_by: false,
         }
     }
 
@@ -91,6 +94,13 @@ impl Wanted {
     #[must_use]
     pub fn with_application_name(mut self, name: impl Into<String>) -> Self {
         self.application_name = name.into();
+        self
+    }
+
+    /// The same, where another process may read the slot.
+    #[must_use]
+    pub fn standing_by(mut self) -> Self {
+        self.may_stand_by = true;
         self
     }
 

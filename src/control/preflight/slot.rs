@@ -60,7 +60,7 @@ pub(super) fn judge(facts: &Facts, wanted: &Wanted, findings: &mut Vec<Finding>)
         ));
     }
     wal(facts, slot, findings);
-    if slot.active {
+    if slot.active && !wanted.may_stand_by {
         let user = slot.user.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string);
         findings.push(Finding::new(
             FindingCode::SlotActive,

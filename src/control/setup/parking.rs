@@ -8,7 +8,7 @@ use crate::control::{
     create::cause,
     finding::{Finding, FindingCode},
     names::quote_ident,
-    parking::{DEAD_LETTERS, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql},
+    parking::{DEAD_LETTERS, GATEWAY, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql},
     preflight::parking_tables_are_whole,
     query::{QueryError, execute, json_row},
 };
@@ -76,7 +76,7 @@ pub(super) async fn remove(client: &Client, others: &[String], steps: &mut Vec<S
         Err(error) => return Err(stop(steps, &error)),
     };
     let exists = |table: &&str| existing.iter().any(|name| *table == format!("{SCHEMA}.{name}"));
-    let tables: Vec<&str> = [PARKED, DEAD_LETTERS, REQUESTS].into_iter().filter(exists).collect();
+    let tables: Vec<&str> = [PARKED, DEAD_LETTERS, REQUESTS, GATEWAY].into_iter().filter(exists).collect();
     if tables.is_empty() {
         steps.push(Step { outcome: StepOutcome::Absent, ..step });
         return Ok(());

@@ -80,7 +80,7 @@ fn the_tables_are_made_and_a_database_of_before_gets_them() {
     let existed = ["table existed", "role existed", "parking tables created", "publication existed", "slot existed"];
     assert_eq!(steps, existed);
     assert!(!report["findings"].to_string().contains("parking"), "{report}");
-    assert_eq!((fresh.tables().as_str(), fresh.may_write()), ("3", true));
+    assert_eq!((fresh.tables().as_str(), fresh.may_write()), ("4", true));
     // Again: nothing is changed, but for rights that were taken away.
     fresh.rig.database.sql(&format!("REVOKE ALL ON walgate.requests FROM {}", fresh.role));
     let (steps, _) = fresh.done(&["--apply"]);
@@ -120,7 +120,7 @@ fn the_tables_go_when_nothing_is_in_them() {
     for said in ["2 in walgate.parked", "1 in walgate.dead_letters", "DROP TABLE IF EXISTS walgate.parked"] {
         assert!(detail.contains(said), "{detail}");
     }
-    assert_eq!(fresh.tables(), "3");
+    assert_eq!(fresh.tables(), "4");
 
     // Another gateway may read another slot.
     database.sql("TRUNCATE walgate.parked, walgate.dead_letters");
@@ -155,7 +155,7 @@ fn tables_that_somebody_uses_are_not_dropped() {
     lock.run("BEGIN; LOCK TABLE walgate.parked IN ACCESS SHARE MODE");
     let ended = fresh.init(&["--remove"]);
     ended.expect(3, &["drop walgate's own tables", "lock timeout"]);
-    assert_eq!(fresh.tables(), "3");
+    assert_eq!(fresh.tables(), "4");
     lock.run("ROLLBACK");
     assert_eq!(fresh.done(&["--remove"]).0[2], "parking tables dropped");
 }

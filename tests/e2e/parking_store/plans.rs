@@ -108,7 +108,7 @@ fn look_at_plans(rig: &Rig, key: &str, analyzed: bool) {
             let looks: Vec<_> = found.iter().filter(|(_, index, ..)| index == "parked_key").collect();
             assert!(!looks.is_empty() && looks.iter().all(|(_, _, rows, _)| *rows <= 1), "{plan:#}");
             keys += 1;
-        } else if query.starts_with("DELETE") || query.starts_with("UPDATE") {
+        } else if query.starts_with("DELETE") || query.contains("UPDATE walgate.parked") {
             let by_number = found.iter().any(|(_, index, ..)| index == "parked_pkey");
             assert!(by_number && !has("Seq Scan"), "{plan:#}");
             changes += 1;

@@ -22,13 +22,13 @@ fn requests_are_taken_in_order_and_answered_once() {
         let rig = Rig::with(Postgres::shared().database_in(encoding));
         let client = client(&rig);
         rig.runtime.block_on(async {
-            assert_eq!(next(&client, SLOT).await.unwrap(), None);
+            assert_eq!(next(&client, SLOT, 0).await.unwrap(), None);
             let filter = Filter { key: Some("größer \u{1F600}".into()), ..Filter::default() };
             let first = ask(&client, SLOT, "partner", &Verb::Retry(filter.clone())).await.unwrap();
             let second = ask(&client, SLOT, "", &Verb::Skip { event_id: "e".into() }).await.unwrap();
             ask(&client, "other", "partner", &Verb::Pause {}).await.unwrap();
             for _ in 0..2 {
-                let request = next(&client, SLOT).await.unwrap().unwrap();
+                let request = next(&client, SLOT, 0).await.unwrap().unwrap();
                 assert_eq!((request.id, &*request.sink, &*request.asked_by), (first, "partner", ROLE));
                 assert_eq!(request.verb, Verb::Retry(filter.clone()));
                 let age = walgate_sink::Timestamp(request.asked_at).age();
@@ -45,10 +45,10 @@ fn requests_are_taken_in_order_and_answered_once() {
             };
             let answered = answer_of(&client, first).await.unwrap().unwrap();
             assert_eq!(answered, Answer { outcome: outcome.into(), ..said });
-            let request = next(&client, SLOT).await.unwrap().unwrap();
+            let request = next(&client, SLOT, 0).await.unwrap().unwrap();
             assert_eq!((request.id, request.sink), (second, String::new()));
             answer(&client, second, &late).await.unwrap();
-            assert_eq!(next(&client, SLOT).await.unwrap(), None);
+            assert_eq!(next(&client, SLOT, 0).await.unwrap(), None);
             assert_eq!(answer_of(&client, i64::MAX).await.unwrap(), None);
         });
     }
@@ -63,11 +63,11 @@ fn a_request_that_cannot_be_read_does_not_hold_the_next() {
            ('{SLOT}', 'explode', 'a', '{{}}'), ('{SLOT}', 'retry', 'a', '{{\"no_such_key\": 1}}'),
            ('{SLOT}', 'skip', 'a', '{{\"event_id\": \"\\u0000\"}}'), ('{SLOT}', 'drop', NULL, '{{}}')"
     ));
-    let request = rig.runtime.block_on(next(&client, SLOT)).unwrap().unwrap();
+    let request = rig.runtime.block_on(next(&client, SLOT, 0)).unwrap().unwrap();
     // JSON can say NUL, and a verb may hold it.
     assert_eq!(request.verb, Verb::Skip { event_id: "\0".into() });
     rig.database.sql(&format!("UPDATE walgate.requests SET done_at = now() WHERE id = {}", request.id));
-    let request = rig.runtime.block_on(next(&client, SLOT)).unwrap().unwrap();
+    let request = rig.runtime.block_on(next(&client, SLOT, 0)).unwrap().unwrap();
     assert_eq!((request.verb, request.sink), (Verb::Drop(Filter::default()), String::new()));
     let failed = rig.database.sql("SELECT outcome FROM walgate.requests WHERE failed ORDER BY id");
     assert_eq!(failed.len(), 2);

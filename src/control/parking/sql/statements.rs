@@ -37,6 +37,24 @@ LEFT JOIN (
     ORDER BY p.commit_lsn DESC, p.ordinal DESC, p.delivery DESC LIMIT 1
 ) l ON true";
 
+/// Holds the term, its number a parameter, for the length of the statement: none is written in one that is over
+/// (`control::gateway`). 0 is the term of whoever does not have one.
+macro_rules! in_term {
+    ($term:literal) => {
+        concat!(
+            "term AS MATERIALIZED (
+    SELECT 1 FROM walgate.gateway WHERE slot = $1 AND term = ",
+            $term,
+            "::bigint FOR KEY SHARE
+), ours AS MATERIALIZED (
+    SELECT ",
+            $term,
+            "::bigint = 0 OR EXISTS (SELECT FROM term) AS ours
+)"
+        )
+    };
+}
+
 /// Rows out of arrays, $3 to $22: a row of the table for each place in them.
 macro_rules! insert_into {
     ($table:literal) => {
@@ -54,27 +72,35 @@ FROM unnest($3::pg_lsn[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8
     $19::bigint[], $20::text[], $21::text[], $22::text[]) AS r (
     commit_lsn, ordinal, delivery, hold_key, event_id, event_type, event_key, ordering_key, dedup_id, route,
     target, headers, payload, payload_format, committed_at, bytes, attempts, reason, message, errors)
+WHERE (SELECT ours FROM ours)
 ON CONFLICT (slot, sink, commit_lsn, ordinal, delivery) "
         )
     };
 }
 
-/// A row that is there already stays as it is.
+/// A row that is there already stays as it is. $23: the term. The last column: whether it is still ours.
 pub(super) const PARK: &str = concat!(
-    "WITH new AS (\n",
+    "WITH ",
+    in_term!("$23"),
+    ", new AS (\n",
     insert_into!("walgate.parked"),
     "DO NOTHING
 RETURNING bytes)
-SELECT count(*), COALESCE(sum(bytes), 0)::bigint FROM new"
+SELECT count(*), COALESCE(sum(bytes), 0)::bigint, (SELECT ours FROM ours) FROM new"
 );
 
-/// $23: numbers of parked rows. A letter of the same place is replaced, and keeps its number.
+/// $23: the term; $24: numbers of parked rows. A letter of the same place is replaced, and keeps its number. The column:
+/// whether the term is still ours.
 pub(super) const BURY: &str = concat!(
-    "WITH letters AS (\n",
+    "WITH ",
+    in_term!("$23"),
+    ", letters AS (\n",
     insert_into!("walgate.dead_letters"),
     "DO UPDATE SET attempts = excluded.attempts, reason = excluded.reason, message = excluded.message,
-    errors = excluded.errors, stored_at = now())
-DELETE FROM walgate.parked WHERE id = ANY($23::bigint[]) AND slot || '' = $1 AND sink || '' = $2"
+    errors = excluded.errors, stored_at = now()), gone AS (
+DELETE FROM walgate.parked
+    WHERE id = ANY($24::bigint[]) AND slot || '' = $1 AND sink || '' = $2 AND (SELECT ours FROM ours))
+SELECT ours FROM ours"
 );
 
 /// $3 to $5: the place behind which reading goes on; $6: rows at the most; $7: bytes at the most, but always a row. One row
@@ -122,26 +148,34 @@ pub(super) const PAGE_OF: &str = page!(
     "hold_key, commit_lsn, ordinal, delivery"
 );
 
-/// $3: numbers; $4: the key of each.
-pub(super) const HOLD: &str = "\
+/// $3: the term; $4: numbers; $5: the key of each. The column: whether the term is still ours.
+pub(super) const HOLD: &str = concat!(
+    "WITH ",
+    in_term!("$3"),
+    ", held AS (
 UPDATE walgate.parked p SET hold_key = r.hold_key
-FROM unnest($3::bigint[], $4::text[]) AS r (id, hold_key)
-WHERE p.id = r.id AND p.slot || '' = $1 AND p.sink || '' = $2";
+FROM unnest($4::bigint[], $5::text[]) AS r (id, hold_key)
+WHERE p.id = r.id AND p.slot || '' = $1 AND p.sink || '' = $2 AND (SELECT ours FROM ours))
+SELECT ours FROM ours"
+);
 
-/// $3: numbers.
+/// $3: numbers. What the sink has is not owed, in whosever term it was delivered.
 pub(super) const DELIVERED: &str = "\
 DELETE FROM walgate.parked WHERE id = ANY($3::bigint[]) AND slot || '' = $1 AND sink || '' = $2";
 
 /// $3: dead at the latest; $4: at the earliest; $5 to $9: the filter; $10: letters at the most; $11: what is appended to
-/// the dedup id. The delivery's hash is that of `Place::of`: of the dedup id in UTF-8, whatever the database's encoding.
-/// A place that is parked already is owed already.
-pub(super) const REVIVE: &str = "\
-WITH chosen AS MATERIALIZED (
+/// the dedup id; $12: the term. The last column: whether it is still ours. The delivery's hash is that of `Place::of`: of
+/// the dedup id in UTF-8, whatever the database's encoding. A place that is parked already is owed already.
+pub(super) const REVIVE: &str = concat!(
+    "WITH ",
+    in_term!("$12"),
+    ", chosen AS MATERIALIZED (
     SELECT id FROM walgate.dead_letters
     WHERE slot = $1 AND sink = $2 AND stored_at <= $3::timestamptz
         AND ($4::timestamptz IS NULL OR stored_at >= $4) AND ($5::bigint[] IS NULL OR id = ANY($5))
         AND ($6::text IS NULL OR event_id = $6) AND ($7::text IS NULL OR event_type = $7)
         AND ($8::text IS NULL OR reason = $8) AND ($9::text IS NULL OR event_key = $9)
+        AND (SELECT ours FROM ours)
     ORDER BY commit_lsn, ordinal, delivery
     LIMIT $10::bigint
     FOR UPDATE
@@ -165,7 +199,9 @@ WITH chosen AS MATERIALIZED (
     RETURNING hold_key, bytes
 )
 SELECT (SELECT count(*) FROM chosen), (SELECT count(*) FROM new),
-    (SELECT COALESCE(sum(bytes), 0)::bigint FROM new), ARRAY(SELECT DISTINCT hold_key FROM new)";
+    (SELECT COALESCE(sum(bytes), 0)::bigint FROM new), ARRAY(SELECT DISTINCT hold_key FROM new),
+    (SELECT ours FROM ours)"
+);
 
 /// What has been made durable here, where standbys have to have it too; else none. PostgreSQL 17 and later.
 pub(super) const WRITTEN: &str = "\

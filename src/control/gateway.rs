@@ -1,0 +1,279 @@
+//! The row `walgate.gateway`: what is known of a slot beyond what PostgreSQL keeps of it.
+//!
+//! It is written *before* the status that it covers, so a slot that has confirmed more than its row says was moved by
+//! somebody else, or is another one: events between the two were never ours to settle.
+//!
+//! Its `term` rises each time a process begins to read the slot. What is written to walgate's other tables names the term
+//! that it was decided in, and is not done in a later one: a process that was frozen, and wakes up when another one has
+//! taken over, changes nothing behind that one's back. Writers take a shared lock on the row for the length of their
+//! statement, and whoever begins a term waits for them, so that what it reads afterwards is all that there will be.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+use serde::Serialize;
+use tokio_postgres::{
+    Client, Row,
+    types::{FromSql, PgLsn, ToSql, Type},
+};
+use walgate_sink::Lsn;
+
+use super::{query::QueryError, slot::human_bytes};
+
+/// The term that this process writes in; 0 before its first. Shared with everything that writes to walgate's tables.
+#[derive(Clone, Debug, Default)]
+pub struct Term(Arc<AtomicI64>);
+
+impl Term {
+    /// The term.
+    #[must_use]
+    pub fn get(&self) -> i64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// A term has begun.
+    pub fn set(&self, term: i64) {
+        self.0.store(term, Ordering::Release);
+    }
+}
+
+/// A moment by which all that is older was committed or rolled back.
+///
+/// Every row whose inserting transaction is older than `xmin` ended before `lsn`. Once everything up to `lsn` is settled,
+/// every such row is: a number that needs no state per row (ARCHITECTURE.md, "The mark").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    /// The oldest transaction that had not ended, counted without wrap-around.
+    pub xmin: u64,
+    /// Where the server wrote after that.
+    pub lsn: Lsn,
+}
+
+/// The row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GatewayRow {
+    /// How often a process has begun to read the slot.
+    pub term: i64,
+    /// The cluster's identifier.
+    pub system_id: String,
+    /// The timeline that was streamed from.
+    pub timeline: i64,
+    /// What may have been confirmed to the slot: never less than what was.
+    pub confirmed: Lsn,
+    /// Transactions before this one may have inserted rows that were never streamed.
+    pub birth: u64,
+    /// Everything before it is settled; none: not known yet.
+    pub mark: Option<Mark>,
+    /// When it was written last, in microseconds since 1970.
+    pub written_at: i64,
+}
+
+impl GatewayRow {
+    /// Why a slot that has confirmed `slot` cannot be gone on from; none: it can.
+    #[must_use]
+    pub fn gap(&self, name: &str, slot: Lsn) -> Option<String> {
+        (slot > self.confirmed).then(|| {
+            let bytes = human_bytes(slot.bytes_since(self.confirmed));
+            let at = walgate_sink::Timestamp(self.written_at);
+            format!(
+                "replication slot `{name}` stands at {slot}, and walgate has confirmed {} at the most (noted at {at}): the \
+                 slot was advanced or made again by somebody else, or read by a walgate that could not use walgate's own \
+                 tables. Events that were committed in those {bytes} of WAL were not delivered through it; their rows are \
+                 still in the outbox table unless they were deleted. To go on without them: `walgate run --accept-gap`",
+                self.confirmed
+            )
+        })
+    }
+}
+
+/// A term of ours has begun.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Its number.
+    pub term: i64,
+    /// The row as the one before had left it; none: it is new.
+    pub before: Option<GatewayRow>,
+    /// What the slot has confirmed.
+    pub slot: Lsn,
+    /// The server is the one that walgate streams from, and no standby: marks that are taken here hold there.
+    pub marks_hold: bool,
+}
+
+type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+const COLUMNS: &str = "\
+g.term, g.system_id, g.timeline, g.confirmed_lsn, g.birth::text, g.mark_xmin::text, g.mark_lsn,
+    (EXTRACT(epoch FROM g.written_at) * 1000000)::bigint";
+
+/// $1: the slot; $2: the cluster's identifier; $3: the timeline; $4: whether a gap is accepted, with which a new life
+/// begins. The old row is locked first, against every writer of an older term.
+///
+/// A row is as durable as the statuses that it covers: `synchronous_commit` is raised where it is off.
+const CLAIM_SQL: &str = "\
+WITH durable AS MATERIALIZED (
+    SELECT pg_catalog.set_config('synchronous_commit',
+        CASE pg_catalog.current_setting('synchronous_commit')
+            WHEN 'off' THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, false) AS set
+), before AS MATERIALIZED (
+    SELECT * FROM walgate.gateway WHERE slot = $1 FOR UPDATE
+), slot AS MATERIALIZED (
+    SELECT COALESCE(
+        (SELECT confirmed_flush_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = $1), '0/0') AS lsn
+), begun AS (
+    INSERT INTO walgate.gateway AS g (slot, term, system_id, timeline, confirmed_lsn, birth, written_at)
+    SELECT $1, 1 + COALESCE((SELECT term FROM before), 0), $2, $3, (SELECT lsn FROM slot),
+        pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()), pg_catalog.now()
+    FROM durable
+    ON CONFLICT (slot) DO UPDATE SET
+        term = g.term + 1, system_id = excluded.system_id, timeline = excluded.timeline,
+        confirmed_lsn = CASE WHEN $4 THEN excluded.confirmed_lsn ELSE g.confirmed_lsn END,
+        birth = CASE WHEN $4 THEN excluded.birth ELSE g.birth END,
+        mark_xmin = CASE WHEN $4 THEN NULL ELSE g.mark_xmin END,
+        mark_lsn = CASE WHEN $4 THEN NULL ELSE g.mark_lsn END
+    RETURNING g.term
+)
+SELECT (SELECT term FROM begun), (SELECT lsn FROM slot),
+    (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) = $2
+        AND NOT pg_catalog.pg_is_in_recovery(),
+    ";
+
+/// Begins a term for a slot that we have. It waits for the writers of the term before.
+///
+/// # Errors
+/// The statement failed, or the connection broke: no term has begun, as far as is known.
+pub async fn claim(
+    client: &Client,
+    slot: &str,
+    system_id: &str,
+    timeline: u32,
+    accept_gap: bool,
+) -> Result<Claim, QueryError> {
+    let what = "write to walgate.gateway";
+    let timeline = i64::from(timeline);
+    let sql = format!("{CLAIM_SQL}{COLUMNS}\nFROM (SELECT) one LEFT JOIN before g ON true");
+    let parameters: [Parameter<'_>; 4] =
+        [(&slot, Type::TEXT), (&system_id, Type::TEXT), (&timeline, Type::INT8), (&accept_gap, Type::BOOL)];
+    let row = client.query_typed_one(&sql, &parameters).await.map_err(|source| QueryError::Sql { what, source })?;
+    let term: Option<i64> = column(&row, what, 3)?;
+    Ok(Claim {
+        term: column(&row, what, 0)?,
+        slot: lsn(&row, what, 1)?.unwrap_or(Lsn::ZERO),
+        marks_hold: column::<Option<bool>>(&row, what, 2)?.unwrap_or(false),
+        before: term.map(|_| read_row(&row, what, 3)).transpose()?,
+    })
+}
+
+/// The row of a slot; none: no process has read the slot since walgate's tables were made.
+///
+/// # Errors
+/// The query failed, or the connection broke.
+pub async fn read(client: &Client, slot: &str) -> Result<Option<GatewayRow>, QueryError> {
+    let what = "read walgate.gateway";
+    let sql = format!("SELECT {COLUMNS} FROM walgate.gateway g WHERE g.slot = $1");
+    let rows =
+        client.query_typed(&sql, &[(&slot, Type::TEXT)]).await.map_err(|source| QueryError::Sql { what, source })?;
+    rows.first().map(|row| read_row(row, what, 0)).transpose()
+}
+
+/// Writes down what is going to be confirmed, and the newest mark that is behind it. False: the term is over.
+///
+/// # Errors
+/// The statement failed, or the connection broke: nothing is known to be written.
+pub async fn record(
+    client: &Client,
+    slot: &str,
+    term: i64,
+    confirmed: Lsn,
+    mark: Option<Mark>,
+) -> Result<bool, QueryError> {
+    let what = "write to walgate.gateway";
+    let sql = "\
+UPDATE walgate.gateway SET confirmed_lsn = GREATEST(confirmed_lsn, $3), written_at = pg_catalog.now(),
+    mark_xmin = COALESCE($4::xid8, mark_xmin), mark_lsn = COALESCE($5, mark_lsn)
+WHERE slot = $1 AND term = $2";
+    let confirmed = PgLsn::from(confirmed.0);
+    let (xmin, lsn) = (mark.map(|mark| mark.xmin.to_string()), mark.map(|mark| PgLsn::from(mark.lsn.0)));
+    let parameters: [Parameter<'_>; 5] = [
+        (&slot, Type::TEXT),
+        (&term, Type::INT8),
+        (&confirmed, Type::PG_LSN),
+        (&xmin, Type::TEXT),
+        (&lsn, Type::PG_LSN),
+    ];
+    let changed = client.execute_typed(sql, &parameters).await.map_err(|source| QueryError::Sql { what, source })?;
+    Ok(changed > 0)
+}
+
+/// Takes a mark. The statement's snapshot is made before anything in it is evaluated, so the position is never older.
+///
+/// # Errors
+/// The query failed (a standby writes nothing), or the connection broke.
+pub async fn take_mark(client: &Client) -> Result<Mark, QueryError> {
+    let what = "take a mark";
+    let sql = "\
+SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text, pg_catalog.pg_current_wal_insert_lsn()";
+    let row = client.query_typed_one(sql, &[]).await.map_err(|source| QueryError::Sql { what, source })?;
+    Ok(Mark { xmin: xid(column(&row, what, 0)?, what)?, lsn: lsn(&row, what, 1)?.unwrap_or(Lsn(u64::MAX)) })
+}
+
+/// $1: the slot; $2: whatever the slot has confirmed.
+///
+/// # Errors
+/// The query failed, or the connection broke.
+pub async fn slot_confirmed(client: &Client, slot: &str) -> Result<Lsn, QueryError> {
+    let what = "read the replication slot";
+    let sql = "SELECT confirmed_flush_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+    let rows =
+        client.query_typed(sql, &[(&slot, Type::TEXT)]).await.map_err(|source| QueryError::Sql { what, source })?;
+    Ok(rows.first().map(|row| lsn(row, what, 0)).transpose()?.flatten().unwrap_or(Lsn::ZERO))
+}
+
+fn read_row(row: &Row, what: &'static str, from: usize) -> Result<GatewayRow, QueryError> {
+    let mark_xmin: Option<&str> = column(row, what, from + 5)?;
+    let mark_xmin = mark_xmin.map(|text| xid(text, what)).transpose()?;
+    let mark_lsn = lsn(row, what, from + 6)?;
+    Ok(GatewayRow {
+        term: column(row, what, from)?,
+        system_id: column(row, what, from + 1)?,
+        timeline: column(row, what, from + 2)?,
+        confirmed: lsn(row, what, from + 3)?.unwrap_or(Lsn::ZERO),
+        birth: xid(column(row, what, from + 4)?, what)?,
+        mark: mark_xmin.zip(mark_lsn).map(|(xmin, lsn)| Mark { xmin, lsn }),
+        written_at: column(row, what, from + 7)?,
+    })
+}
+
+fn xid(text: &str, what: &'static str) -> Result<u64, QueryError> {
+    serde_json::from_str(text).map_err(|source| QueryError::Shape { what, source })
+}
+
+fn lsn(row: &Row, what: &'static str, index: usize) -> Result<Option<Lsn>, QueryError> {
+    Ok(column::<Option<PgLsn>>(row, what, index)?.map(|lsn| Lsn(lsn.into())))
+}
+
+fn column<'a, T: FromSql<'a>>(row: &'a Row, what: &'static str, index: usize) -> Result<T, QueryError> {
+    row.try_get(index).map_err(|source| QueryError::Sql { what, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_what_the_slot_has_and_we_have_not() {
+        let row = GatewayRow {
+            term: 3,
+            system_id: "7".into(),
+            timeline: 1,
+            confirmed: Lsn(0x1_0000_0100),
+            birth: 700,
+            mark: None,
+            written_at: 1_700_000_000_000_000,
+        };
+        assert_eq!(row.gap("walgate", Lsn(0x1_0000_0100)), None);
+        assert_eq!(row.gap("walgate", Lsn(0x1_0000_0000)), None, "a crash takes back what was confirmed last");
+        insta::assert_snapshot!(row.gap("walgate", Lsn(0x1_0040_0100)).unwrap());
+    }
+}
