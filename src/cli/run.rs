@@ -89,7 +89,7 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
     let mut stopped = stop.subscribe();
     let found = tokio::select! {
         _ = stopped.wait_for(|stop| *stop) => return Ok(ExitStatus::Ok),
-        found = look_until_ready(&settings, &loaded, &routing, &board, args.create) => found?,
+        found = look_until_ready(&settings, &loaded, &routing, &board, &args) => found?,
     };
     for finding in &found.warnings {
         tell(finding);
@@ -175,11 +175,12 @@ async fn look_until_ready(
     loaded: &Loaded,
     routing: &Routing,
     board: &StatusBoard,
-    create: bool,
+    args: &RunArgs,
 ) -> Result<Preflight, ExitStatus> {
-    let wanted = setup::wanted(loaded, routing, settings).standing_by();
+    let mut wanted = setup::wanted(loaded, routing, settings).standing_by();
+    wanted.accept_gap = args.accept_gap;
     let mut said = String::new();
-    let mut create = create;
+    let mut create = args.create;
     loop {
         let (state, why) = match setup::connect(settings).await {
             Ok(Link { client, driver }) => {
@@ -306,7 +307,7 @@ fn assemble(
         tables,
         term: term.clone(),
         accept_gap: false,
-        passed: watch::Sender::new(None),
+        bounds: watch::Sender::new(None),
     }
 }
 

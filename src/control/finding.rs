@@ -78,6 +78,8 @@ pub enum FindingCode {
     SlotTemporary,
     /// WAL that the slot needed is gone.
     SlotLost,
+    /// The slot has confirmed what walgate has not: somebody else has advanced it, or made it again.
+    SlotMoved,
     /// The slot is about to lose WAL.
     SlotUnreserved,
     /// Another process reads the slot.

@@ -64,6 +64,8 @@ pub struct GatewayRow {
     pub confirmed: Lsn,
     /// Transactions before this one may have inserted rows that were never streamed.
     pub birth: u64,
+    /// Rows of those transactions are not owed: there were none, they were sent by other means, or somebody said so.
+    pub past_settled: bool,
     /// Everything before it is settled; none: not known yet.
     pub mark: Option<Mark>,
     /// When it was written last, in microseconds since 1970.
@@ -71,9 +73,18 @@ pub struct GatewayRow {
 }
 
 impl GatewayRow {
-    /// Why a slot that has confirmed `slot` cannot be gone on from; none: it can.
+    /// Why a slot that has confirmed `slot`, in the cluster with this identifier, cannot be gone on from; none: it can.
     #[must_use]
-    pub fn gap(&self, name: &str, slot: Lsn) -> Option<String> {
+    pub fn gap(&self, name: &str, slot: Lsn, system_id: &str) -> Option<String> {
+        if self.system_id != system_id {
+            return Some(format!(
+                "walgate.gateway holds a row for slot `{name}` that was written in another PostgreSQL cluster (system \
+                 identifier {} instead of {system_id}): the database was copied or restored from a dump. What was \
+                 delivered there and what was not is not known here: rows that the outbox held before this slot was made \
+                 are not sent. To go on with what is committed from now on: `walgate run --accept-gap`",
+                self.system_id
+            ));
+        }
         (slot > self.confirmed).then(|| {
             let bytes = human_bytes(slot.bytes_since(self.confirmed));
             let at = walgate_sink::Timestamp(self.written_at);
@@ -88,11 +99,26 @@ impl GatewayRow {
     }
 }
 
+/// Which rows of the outbox are settled on every sink: those that are behind the mark, and not behind the birth unless
+/// the past is settled. When in doubt, a row stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Bounds {
+    /// See [`GatewayRow::birth`].
+    pub birth: u64,
+    /// See [`GatewayRow::past_settled`].
+    pub past_settled: bool,
+    /// The newest mark of this connection that the checkpoint has passed; none: not known yet, and nothing is settled for
+    /// certain.
+    pub mark: Option<Mark>,
+}
+
 /// A term of ours has begun.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// Its number.
     pub term: i64,
+    /// What is known of the outbox's rows.
+    pub bounds: Bounds,
     /// The row as the one before had left it; none: it is new.
     pub before: Option<GatewayRow>,
     /// What the slot has confirmed.
@@ -104,11 +130,11 @@ pub struct Claim {
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 const COLUMNS: &str = "\
-g.term, g.system_id, g.timeline, g.confirmed_lsn, g.birth::text, g.mark_xmin::text, g.mark_lsn,
+g.term, g.system_id, g.timeline, g.confirmed_lsn, g.birth::text, g.past_settled, g.mark_xmin::text, g.mark_lsn,
     (EXTRACT(epoch FROM g.written_at) * 1000000)::bigint";
 
-/// $1: the slot; $2: the cluster's identifier; $3: the timeline; $4: whether a gap is accepted, with which a new life
-/// begins. The old row is locked first, against every writer of an older term.
+/// $1: the slot; $2: the cluster's identifier; $3: the timeline; $4: whether a gap is accepted, where there is one: with it
+/// a new life begins. The old row is locked first, against every writer of an older term.
 ///
 /// A row is as durable as the statuses that it covers: `synchronous_commit` is raised where it is off.
 const CLAIM_SQL: &str = "\
@@ -128,15 +154,21 @@ WITH durable AS MATERIALIZED (
     FROM durable
     ON CONFLICT (slot) DO UPDATE SET
         term = g.term + 1, system_id = excluded.system_id, timeline = excluded.timeline,
-        confirmed_lsn = CASE WHEN $4 THEN excluded.confirmed_lsn ELSE g.confirmed_lsn END,
-        birth = CASE WHEN $4 THEN excluded.birth ELSE g.birth END,
-        mark_xmin = CASE WHEN $4 THEN NULL ELSE g.mark_xmin END,
-        mark_lsn = CASE WHEN $4 THEN NULL ELSE g.mark_lsn END
-    RETURNING g.term
+        (confirmed_lsn, birth, past_settled, mark_xmin, mark_lsn) = (
+            SELECT
+                CASE WHEN n.gap THEN excluded.confirmed_lsn ELSE g.confirmed_lsn END,
+                CASE WHEN n.gap THEN excluded.birth ELSE g.birth END,
+                g.past_settled AND NOT n.gap,
+                CASE WHEN NOT n.gap THEN g.mark_xmin END,
+                CASE WHEN NOT n.gap THEN g.mark_lsn END
+            FROM (SELECT $4 AND (
+                excluded.confirmed_lsn > g.confirmed_lsn OR excluded.system_id <> g.system_id) AS gap) n)
+    RETURNING g.term, g.birth, g.past_settled
 )
 SELECT (SELECT term FROM begun), (SELECT lsn FROM slot),
     (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) = $2
         AND NOT pg_catalog.pg_is_in_recovery(),
+    (SELECT birth::text FROM begun), (SELECT past_settled FROM begun),
     ";
 
 /// Begins a term for a slot that we have. It waits for the writers of the term before.
@@ -156,25 +188,30 @@ pub async fn claim(
     let parameters: [Parameter<'_>; 4] =
         [(&slot, Type::TEXT), (&system_id, Type::TEXT), (&timeline, Type::INT8), (&accept_gap, Type::BOOL)];
     let row = client.query_typed_one(&sql, &parameters).await.map_err(|source| QueryError::Sql { what, source })?;
-    let term: Option<i64> = column(&row, what, 3)?;
+    let term: Option<i64> = column(&row, what, 5)?;
     Ok(Claim {
         term: column(&row, what, 0)?,
+        bounds: Bounds { birth: xid(column(&row, what, 3)?, what)?, past_settled: column(&row, what, 4)?, mark: None },
         slot: lsn(&row, what, 1)?.unwrap_or(Lsn::ZERO),
         marks_hold: column::<Option<bool>>(&row, what, 2)?.unwrap_or(false),
-        before: term.map(|_| read_row(&row, what, 3)).transpose()?,
+        before: term.map(|_| read_row(&row, what, 5)).transpose()?,
     })
 }
 
-/// The row of a slot; none: no process has read the slot since walgate's tables were made.
+/// The row of a slot, and the identifier of the cluster that we are connected to; none: no process has read the slot since
+/// walgate's tables were made.
 ///
 /// # Errors
 /// The query failed, or the connection broke.
-pub async fn read(client: &Client, slot: &str) -> Result<Option<GatewayRow>, QueryError> {
+pub async fn read(client: &Client, slot: &str) -> Result<Option<(GatewayRow, String)>, QueryError> {
     let what = "read walgate.gateway";
-    let sql = format!("SELECT {COLUMNS} FROM walgate.gateway g WHERE g.slot = $1");
+    let sql = format!(
+        "SELECT {COLUMNS}, (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) \
+         FROM walgate.gateway g WHERE g.slot = $1"
+    );
     let rows =
         client.query_typed(&sql, &[(&slot, Type::TEXT)]).await.map_err(|source| QueryError::Sql { what, source })?;
-    rows.first().map(|row| read_row(row, what, 0)).transpose()
+    rows.first().map(|row| Ok((read_row(row, what, 0)?, column(row, what, 9)?))).transpose()
 }
 
 /// Writes down what is going to be confirmed, and the newest mark that is behind it. False: the term is over.
@@ -206,6 +243,20 @@ WHERE slot = $1 AND term = $2";
     Ok(changed > 0)
 }
 
+/// Notes that rows from before the slot's birth are not owed to anybody. False: the term is over, or another birth is
+/// written down.
+///
+/// # Errors
+/// The statement failed, or the connection broke.
+pub async fn settle_past(client: &Client, slot: &str, birth: u64) -> Result<bool, QueryError> {
+    let what = "write to walgate.gateway";
+    let sql = "UPDATE walgate.gateway SET past_settled = true WHERE slot = $1 AND birth = $2::xid8";
+    let birth = birth.to_string();
+    let parameters: [Parameter<'_>; 2] = [(&slot, Type::TEXT), (&birth, Type::TEXT)];
+    let changed = client.execute_typed(sql, &parameters).await.map_err(|source| QueryError::Sql { what, source })?;
+    Ok(changed > 0)
+}
+
 /// Takes a mark. The statement's snapshot is made before anything in it is evaluated, so the position is never older.
 ///
 /// # Errors
@@ -231,17 +282,18 @@ pub async fn slot_confirmed(client: &Client, slot: &str) -> Result<Lsn, QueryErr
 }
 
 fn read_row(row: &Row, what: &'static str, from: usize) -> Result<GatewayRow, QueryError> {
-    let mark_xmin: Option<&str> = column(row, what, from + 5)?;
+    let mark_xmin: Option<&str> = column(row, what, from + 6)?;
     let mark_xmin = mark_xmin.map(|text| xid(text, what)).transpose()?;
-    let mark_lsn = lsn(row, what, from + 6)?;
+    let mark_lsn = lsn(row, what, from + 7)?;
     Ok(GatewayRow {
         term: column(row, what, from)?,
         system_id: column(row, what, from + 1)?,
         timeline: column(row, what, from + 2)?,
         confirmed: lsn(row, what, from + 3)?.unwrap_or(Lsn::ZERO),
         birth: xid(column(row, what, from + 4)?, what)?,
+        past_settled: column(row, what, from + 5)?,
         mark: mark_xmin.zip(mark_lsn).map(|(xmin, lsn)| Mark { xmin, lsn }),
-        written_at: column(row, what, from + 7)?,
+        written_at: column(row, what, from + 8)?,
     })
 }
 
@@ -269,11 +321,13 @@ mod tests {
             timeline: 1,
             confirmed: Lsn(0x1_0000_0100),
             birth: 700,
+            past_settled: false,
             mark: None,
             written_at: 1_700_000_000_000_000,
         };
-        assert_eq!(row.gap("walgate", Lsn(0x1_0000_0100)), None);
-        assert_eq!(row.gap("walgate", Lsn(0x1_0000_0000)), None, "a crash takes back what was confirmed last");
-        insta::assert_snapshot!(row.gap("walgate", Lsn(0x1_0040_0100)).unwrap());
+        assert_eq!(row.gap("walgate", Lsn(0x1_0000_0100), "7"), None);
+        assert_eq!(row.gap("walgate", Lsn(0x1_0000_0000), "7"), None, "a crash takes back what was confirmed last");
+        insta::assert_snapshot!(row.gap("walgate", Lsn(0x1_0040_0100), "7").unwrap());
+        insta::assert_snapshot!("another_cluster", row.gap("walgate", Lsn(0), "8").unwrap());
     }
 }

@@ -19,7 +19,7 @@ pub mod wal_budget;
 
 pub use create::{Created, create_if_absent};
 pub use finding::{Finding, FindingCode, Severity, only_waits};
-pub use gateway::{Claim, GatewayRow, Mark, Term};
+pub use gateway::{Bounds, Claim, GatewayRow, Mark, Term};
 pub use link::{Link, LinkError};
 pub use missing_past::explain_publication_missing_in_past;
 pub use names::TableName;

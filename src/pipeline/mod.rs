@@ -37,7 +37,7 @@ use self::{
 use crate::{
     checkpoint::Checkpoint,
     config::{Limits, WalBudget},
-    control::{Mark, Session, Term},
+    control::{Bounds, Session, Term},
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, Shutdown, SourceError, StreamOptions},
     telemetry::failpoint,
@@ -110,8 +110,8 @@ pub struct Gateway {
     pub term: Term,
     /// Whether a slot that was moved by somebody else is gone on from, at the first connection.
     pub accept_gap: bool,
-    /// The newest mark that the checkpoint has passed.
-    pub passed: watch::Sender<Option<Mark>>,
+    /// Which rows of the outbox are settled; none while another process has the slot, or without walgate's own tables.
+    pub bounds: watch::Sender<Option<Bounds>>,
 }
 
 /// What follows from the end of a connection, or of an attempt to make one.

@@ -19,15 +19,17 @@ use walgate_sink::Lsn;
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointStatus},
-    control::{Mark, gateway},
+    control::{Bounds, Mark, gateway},
     telemetry::failpoint,
 };
 
 /// Time between two records of what was settled, at the least.
 const LEAST_GAP: Duration = Duration::from_millis(200);
-/// Where only keepalives brought progress: so much WAL, or so much time. Each record is WAL itself.
+/// Where only keepalives brought progress: at once for so much WAL; after a time for less; and not at all for so little
+/// that it may be the record itself, or an idle server would never rest.
 const KEEPALIVES_STEP: u64 = 16 << 20;
-const KEEPALIVES_GAP: Duration = Duration::from_secs(60);
+const KEEPALIVES_GAP: Duration = Duration::from_secs(5);
+const LITTLE: u64 = 64 << 10;
 /// Where the flush LSN is passed on as it is: it changes thousands of times a second, and is told a few times.
 const PASS_GAP: Duration = Duration::from_millis(5);
 /// Time between two marks.
@@ -59,17 +61,17 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins. `confirmed` is what the statuses tell; `passed`, the newest mark that is behind the checkpoint.
+    /// Begins. `confirmed` is what the statuses tell; `bounds` gets the newest mark that is behind the checkpoint.
     pub fn spawn(
         book: Option<Book>,
         checkpoint: Checkpoint,
         confirmed: watch::Sender<Lsn>,
-        passed: watch::Sender<Option<Mark>>,
+        bounds: watch::Sender<Option<Bounds>>,
     ) -> Self {
         let (finish, finishing) = oneshot::channel();
         let lost_sender = watch::Sender::new(false);
         let lost = lost_sender.subscribe();
-        let task = Writer { checkpoint, confirmed, passed, lost: lost_sender, marks: Marks::default() };
+        let task = Writer { checkpoint, confirmed, bounds, lost: lost_sender, marks: Marks::default() };
         let task = tokio::spawn(async move {
             match book {
                 Some(book) => task.write(book, finishing).await,
@@ -104,7 +106,7 @@ impl Drop for Recorder {
 struct Writer {
     checkpoint: Checkpoint,
     confirmed: watch::Sender<Lsn>,
-    passed: watch::Sender<Option<Mark>>,
+    bounds: watch::Sender<Option<Bounds>>,
     lost: watch::Sender<bool>,
     marks: Marks,
 }
@@ -170,17 +172,19 @@ impl Writer {
     async fn record(&mut self, book: &Book, pace: &mut Pace, flush: Lsn) -> Recorded {
         let mark = self.marks.passed(flush);
         failpoint("record.before");
-        let written = timeout(
-            PATIENCE,
-            gateway::record(&book.client, &book.slot, book.term, flush, mark.or(*self.passed.borrow())),
-        );
+        let newest = mark.or(self.bounds.borrow().and_then(|bounds| bounds.mark));
+        let written = timeout(PATIENCE, gateway::record(&book.client, &book.slot, book.term, flush, newest));
         let written = written.await;
         failpoint("record.after");
         match written {
             Ok(Ok(true)) => {
                 *pace = Pace { recorded: flush, at: Some(Instant::now()) };
                 if mark.is_some() {
-                    self.passed.send_replace(mark);
+                    self.bounds.send_modify(|bounds| {
+                        if let Some(bounds) = bounds {
+                            bounds.mark = mark;
+                        }
+                    });
                 }
                 self.confirmed.send_replace(flush);
                 Recorded::Yes
@@ -222,14 +226,11 @@ struct Pace {
 impl Pace {
     fn due(&self, now: Instant, status: &CheckpointStatus) -> Option<Instant> {
         let Some(at) = self.at else { return Some(now) };
-        if status.flush_lsn <= self.recorded {
-            None
-        } else if status.settled_lsn > self.recorded {
-            Some(at + LEAST_GAP)
-        } else if status.flush_lsn.bytes_since(self.recorded) >= KEEPALIVES_STEP {
+        let keepalives = status.flush_lsn.bytes_since(self.recorded);
+        if status.settled_lsn > self.recorded || keepalives >= KEEPALIVES_STEP {
             Some(at + LEAST_GAP)
         } else {
-            Some(at + KEEPALIVES_GAP)
+            (keepalives >= LITTLE).then_some(at + KEEPALIVES_GAP)
         }
     }
 }
@@ -277,7 +278,8 @@ mod tests {
         let due = |status| pace.due(start, &status).map(|due| due - start);
         assert_eq!(due(at(100, 100)), None);
         assert_eq!(due(at(200, 200)), Some(LEAST_GAP));
-        assert_eq!(due(at(200, 100)), Some(KEEPALIVES_GAP));
+        assert_eq!(due(at(99 + LITTLE, 100)), None, "what is written here is WAL too");
+        assert_eq!(due(at(100 + LITTLE, 100)), Some(KEEPALIVES_GAP));
         assert_eq!(due(at(100 + KEEPALIVES_STEP, 100)), Some(LEAST_GAP));
         let first = Pace { recorded: Lsn::ZERO, at: None };
         assert_eq!(first.due(start, &at(100, 100)), Some(start), "the first tells that the slot is ours");

@@ -45,7 +45,7 @@ impl Gateway {
         let asked = asked.map_err(|_| again(format!("PostgreSQL did not answer within {} s", PATIENCE.as_secs())))?;
         let Whose { slot, claim, paused } = asked.map_err(|error| again(error.to_string()))?;
         let before = claim.as_ref().and_then(|claim| claim.before.as_ref());
-        if let Some(gap) = before.and_then(|before| before.gap(&self.options.slot, slot)) {
+        if let Some(gap) = before.and_then(|before| before.gap(&self.options.slot, slot, &server.system_id)) {
             if !self.accept_gap {
                 return Err(Next::Fail(GatewayError::Gap(gap)));
             }
@@ -72,14 +72,15 @@ impl Gateway {
             self.term.set(claim.term);
         }
         failpoint("term.begun");
+        let bounds = claim.as_ref().map(|claim| claim.bounds);
         let book = claim.map(|claim| Book {
             client,
             slot: self.options.slot.clone(),
             term: claim.term,
             marks_hold: claim.marks_hold,
         });
-        self.passed.send_replace(None);
-        Ok(Recorder::spawn(book, self.checkpoint.clone(), confirmed, self.passed.clone()))
+        self.bounds.send_replace(bounds);
+        Ok(Recorder::spawn(book, self.checkpoint.clone(), confirmed, self.bounds.clone()))
     }
 
     async fn ask_whose(&self, client: &tokio_postgres::Client, server: &Identity) -> Result<Whose, QueryError> {
@@ -105,6 +106,7 @@ impl Gateway {
             tracing::info!(reason = why, "standing by until the slot is free");
         }
         self.board.source(SourceState::Standby, Some(why));
+        self.bounds.send_replace(None);
         if std::mem::take(&mut attempts.begun) {
             self.lanes.start_over().await;
             self.checkpoint.with(|ring| ring.restart(Lsn::ZERO));

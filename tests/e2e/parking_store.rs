@@ -816,7 +816,7 @@ fn nothing_is_written_in_a_term_that_is_over() {
     // The row: what is going to be confirmed never falls, and only in the term that it is.
     let record = |term, lsn| rig.runtime.block_on(gateway::record(&client, SLOT, term, Lsn(lsn), None)).unwrap();
     assert!(record(2, 700) && record(2, 600) && !record(1, 900));
-    let row = rig.runtime.block_on(gateway::read(&client, SLOT)).unwrap().unwrap();
+    let (row, _) = rig.runtime.block_on(gateway::read(&client, SLOT)).unwrap().unwrap();
     assert_eq!((row.term, row.confirmed, row.mark), (2, Lsn(700), None));
     assert!(row.birth > 0);
 }
@@ -832,7 +832,8 @@ fn a_term_begins_when_the_writers_of_the_one_before_are_done() {
     // The row is written all the same.
     assert!(rig.runtime.block_on(gateway::record(&claimer, SLOT, 1, Lsn(5), None)).unwrap());
     let claiming = rig.runtime.spawn(async move { gateway::claim(&claimer, SLOT, "1", 1, false).await.unwrap().term });
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%walgate.gateway%'";
+    let waits =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%walgate.gateway%'";
     eventually(DEADLINE, "it waits", || rig.database.value(waits) == "1");
     assert!(!claiming.is_finished());
     rig.runtime.block_on(writer.batch_execute("COMMIT")).unwrap();

@@ -165,6 +165,9 @@ fn s5_a_standby_says_for_whom_it_waits_and_succeeds_a_killed_leader() {
     let mut first = team.leader(0);
     let mut second = team.second(1);
     let walsender = team.walsender().expect("a walsender");
+    eventually(DEADLINE, "it says for whom", || {
+        second.status().is_some_and(|status| status["source"]["detail"].to_string().contains("walgate-0"))
+    });
     let status = second.status().expect("a status");
     let user = &status["server_slots"]["slot"]["user"];
     assert_eq!(user["pid"], walsender, "{status}");

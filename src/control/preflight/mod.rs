@@ -23,6 +23,7 @@ use crate::config;
 
 use super::{
     finding::{Finding, FindingCode},
+    gateway::{self, GatewayRow},
     names::TableName,
     query::{QueryError, execute},
     slot::{SlotReport, slot_report},
@@ -48,6 +49,8 @@ pub struct Wanted {
     pub count_rows: bool,
     /// Whether another process may read the slot: this one stands by then.
     pub may_stand_by: bool,
+    /// Whether a slot that somebody else has moved is gone on from.
+    pub accept_gap: bool,
 }
 
 impl Wanted {
@@ -66,6 +69,7 @@ impl Wanted {
             application_name: "walgate".to_owned(),
             count_rows: false,
             may_stand_by: false,
+            accept_gap: false,
         }
     }
 
@@ -162,6 +166,8 @@ pub struct Facts {
     pub past: PastFacts,
     /// walgate's own tables.
     pub parking: ParkingFacts,
+    /// What is known of the slot in walgate's own tables, and the identifier of this cluster.
+    pub gateway: Option<(GatewayRow, String)>,
     #[serde(skip)]
     near_table: Option<String>,
 }
@@ -215,13 +221,15 @@ async fn read(client: &Client, wanted: &Wanted) -> Result<Result<Facts, Finding>
     let publication = facts::publication(client, wanted).await?;
     let parking = facts::parking(client, &wanted.publication).await?;
     let slots = slot_report(client, &wanted.slot).await?;
+    let known = parking.exists && parking.may_write;
+    let gateway = if known { gateway::read(client, &wanted.slot).await? } else { None };
     let may_count =
         wanted.count_rows && table.as_ref().is_some_and(|table| table.may_select && matches!(table.kind, 'r' | 'p'));
     let existing = if may_count { facts::existing_rows(client, wanted).await? } else { None };
     execute(client, "end the check", "COMMIT").await?;
     let younger = publication.as_ref().and_then(|publication| publication.younger_than_slot) == Some(true);
     let past = if younger { facts::past(client, wanted, &slots, &server).await } else { PastFacts::NotAsked };
-    Ok(Ok(Facts { server, table, publication, slots, existing, past, parking, near_table }))
+    Ok(Ok(Facts { server, table, publication, slots, existing, past, parking, gateway, near_table }))
 }
 
 /// Whether walgate's own tables exist, with every column.

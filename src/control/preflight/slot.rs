@@ -60,6 +60,12 @@ pub(super) fn judge(facts: &Facts, wanted: &Wanted, findings: &mut Vec<Finding>)
         ));
     }
     wal(facts, slot, findings);
+    if let (Some((row, system_id)), Some(confirmed)) = (&facts.gateway, slot.confirmed_flush_lsn)
+        && let Some(gap) = row.gap(name, confirmed, system_id)
+    {
+        let severity = if wanted.accept_gap { Severity::Warning } else { Severity::Error };
+        findings.push(Finding::new(FindingCode::SlotMoved, severity, gap));
+    }
     if slot.active && !wanted.may_stand_by {
         let user = slot.user.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string);
         findings.push(Finding::new(

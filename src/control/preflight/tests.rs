@@ -95,6 +95,7 @@ fn sound() -> Facts {
         existing: None,
         past: PastFacts::NotAsked,
         parking: ParkingFacts { exists: true, may_write: true, published: false, named: Vec::new() },
+        gateway: None,
         near_table: None,
     }
 }
