@@ -142,6 +142,8 @@ pub async fn run(
             if wait == Wait::Route {
                 return halted(board, guard, stop).await;
             }
+            // The sink that holds the checkpoint is parked meanwhile, where it may be.
+            let _far_ahead = matches!(wait, Wait::RunAhead(_)).then(|| FarAhead::new(board));
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
@@ -150,6 +152,22 @@ pub async fn run(
             }
         }
         intake.flush();
+    }
+}
+
+/// `limits.run_ahead` is reached, for as long as this lives.
+struct FarAhead<'a>(&'a StatusBoard);
+
+impl<'a> FarAhead<'a> {
+    fn new(board: &'a StatusBoard) -> Self {
+        board.set_far_ahead(true);
+        FarAhead(board)
+    }
+}
+
+impl Drop for FarAhead<'_> {
+    fn drop(&mut self) {
+        self.0.set_far_ahead(false);
     }
 }
 

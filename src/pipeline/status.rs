@@ -1,7 +1,10 @@
 //! What `/status` and `walgate status` show.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -128,6 +131,8 @@ struct Shared {
     lanes: Mutex<Vec<NamedLane>>,
     slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
     wal_use: Mutex<Option<WalUse>>,
+    /// `limits.run_ahead` is reached: nothing more is read until the checkpoint gets on.
+    far_ahead: AtomicBool,
     inflight_limit: u64,
     stuck_after: Duration,
     metrics: Metrics,
@@ -158,6 +163,7 @@ impl StatusBoard {
                 lanes: Mutex::default(),
                 slot: Mutex::default(),
                 wal_use: Mutex::default(),
+                far_ahead: AtomicBool::new(false),
                 inflight_limit,
                 stuck_after,
                 metrics,
@@ -196,6 +202,16 @@ impl StatusBoard {
     pub(super) fn wal_use(&self, seen: WalUse) {
         self.shared.metrics.wal_budget(seen.used_ratio, seen.bytes, seen.seconds_left);
         *lock(&self.shared.wal_use) = Some(seen);
+    }
+
+    /// `limits.run_ahead` is reached, or is not any more.
+    pub(super) fn set_far_ahead(&self, far: bool) {
+        self.shared.far_ahead.store(far, Ordering::Release);
+    }
+
+    /// Whether `limits.run_ahead` is reached.
+    pub(super) fn is_far_ahead(&self) -> bool {
+        self.shared.far_ahead.load(Ordering::Acquire)
     }
 
     /// Who keeps the server from removing WAL, as a sentence.

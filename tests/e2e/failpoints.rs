@@ -425,3 +425,18 @@ fn p1_killed_at_every_step_of_dead_letters_parked_keys_and_requests() {
 fn p1_killed_at_every_step_of_an_event_and_of_a_reload() {
     run("stream", STREAM);
 }
+
+const RECORD: &[Point] = &[
+    ("term.begun", 1, Lead::Events),
+    ("record.before", 1, Lead::Events),
+    ("record.after", 1, Lead::Events),
+    ("record.before", 3, Lead::Events),
+    ("record.after", 3, Lead::Events),
+    ("status.before", 5, Lead::Events),
+    ("record.after", 2, Lead::Down),
+];
+
+#[test]
+fn p1_killed_between_the_record_and_the_status() {
+    run("record", RECORD);
+}

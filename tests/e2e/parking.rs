@@ -359,6 +359,34 @@ fn one_event_that_always_fails_parks_its_key_alone() {
     assert_order(&pair, &pair.sick, &[]);
 }
 
+/// `limits.run_ahead`: with the log that far beyond the checkpoint, what holds it is parked, long before `park_after`.
+#[test]
+fn what_holds_the_checkpoint_is_parked_when_too_much_would_be_repeated() {
+    let pair = Pair::new();
+    let sick = "timeout: 5s, retry: { initial: 20ms, max: 300ms }, park_after: 1h";
+    let setup = Setup::of(&pair.database)
+        .keyed()
+        .webhook("well", &pair.well)
+        .webhook_at("sick", &pair.sick.url(), sick)
+        .route("**", "[well, sick]")
+        .more("limits: { run_ahead: 2MiB }");
+    let mut walgate = Walgate::run(&setup);
+    let bad = pair.database.insert("order.created", "bad", "{\"i\": -1}");
+    let failing = bad.clone();
+    pair.sick.script(move |request| if request.id == failing { reply(500).into() } else { ok() });
+    walgate.eventually("it fails", || pair.sick.has(&bad));
+    for _ in 0..20 {
+        pair.database.sql("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 400000))");
+        pair.insert(20, 20);
+    }
+    let total = pair.total();
+    walgate.eventually("the others go on", || pair.sick.settled_count() == total - 1);
+    assert_eq!(pair.parked(), 1, "the event that held the checkpoint, alone");
+    pair.wait_confirmed(&mut walgate);
+    pair.sick.accept_all();
+    pair.wait_drained(&mut walgate);
+}
+
 #[test]
 fn a_parked_key_waits_for_an_operator_who_skips_or_drops() {
     let pair = Pair::new();

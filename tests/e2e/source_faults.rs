@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use walgate::control::parking::create_sql;
+
 use crate::rig::Rig;
 use crate::support::oracle;
 use crate::support::postgres::{PASSWORD, ROLE};
@@ -136,6 +138,64 @@ fn s6_a_missing_slot_is_refused_with_the_sql_that_makes_it() {
     ended.expect(3, &[&rig.database.slot, &sql]);
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", rig.database.name);
     assert_eq!(rig.database.value(&slots), "0", "walgate makes no slot by itself");
+}
+
+/// A gateway with walgate's own tables has delivered something, and has ended in order.
+fn had_a_gateway() -> Rig {
+    let rig = Rig::new();
+    create_sql(ROLE).iter().for_each(|statement| drop(rig.database.sql(statement)));
+    let mut walgate = rig.run();
+    let first = rig.insert("a");
+    rig.wait_confirmed(&mut walgate, &first);
+    walgate.terminate();
+    walgate.wait_for_end(DEADLINE).expect(0, &[]);
+    rig
+}
+
+/// It is refused, by `check` too, until somebody accepts the gap; then what is committed from then on is delivered.
+fn assert_gap(rig: &Rig, lost: &[String], says: &[&str]) {
+    let mut says = says.to_vec();
+    says.extend([rig.database.slot.as_str(), "--accept-gap"]);
+    rig.run().wait_for_end(DEADLINE).expect(3, &says);
+    Walgate::command(&rig.setup(), &["check", "--connect", "--config", "{config}"]).expect(3, &says);
+
+    let mut walgate = Walgate::run_with(&rig.setup(), &["--accept-gap"]);
+    let fresh = rig.insert("a");
+    rig.wait_confirmed(&mut walgate, &fresh);
+    assert!(lost.iter().all(|id| !rig.receiver.has(id)), "what was left out is left out");
+    walgate.terminate();
+    walgate.wait_for_end(DEADLINE).expect(0, &[]);
+    // It is gone over once.
+    let mut walgate = rig.run();
+    let fresh = rig.insert("a");
+    rig.wait_confirmed(&mut walgate, &fresh);
+}
+
+#[test]
+fn s7_a_slot_that_was_made_again_is_refused_with_the_gap() {
+    let rig = had_a_gateway();
+    let slot = &rig.database.slot;
+    rig.database.sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    let lost = vec![rig.insert("a"), rig.insert("b")];
+    rig.database.create_slot();
+    assert_gap(&rig, &lost, &["made again by somebody else"]);
+}
+
+#[test]
+fn s8_a_slot_that_was_advanced_is_refused_with_the_gap() {
+    let rig = had_a_gateway();
+    let lost = vec![rig.insert("a"), rig.insert("b")];
+    let slot = &rig.database.slot;
+    rig.database.sql(&format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())"));
+    assert_gap(&rig, &lost, &["was advanced"]);
+}
+
+/// The database was restored into another cluster, with walgate's own tables.
+#[test]
+fn s40_a_row_of_another_cluster_is_refused() {
+    let rig = had_a_gateway();
+    rig.database.sql("UPDATE walgate.gateway SET system_id = '7000000000000000001'");
+    assert_gap(&rig, &[], &["another PostgreSQL cluster", "7000000000000000001"]);
 }
 
 #[test]

@@ -115,6 +115,8 @@ impl Team {
     /// Everything was received, nothing skips forward, and nothing was confirmed too early, whoever did it. The repeats.
     #[track_caller]
     fn assert_all(&self) -> usize {
+        let confirms = || self.links.iter().any(|link| link.log().statuses.iter().any(|status| status.flush != Lsn(0)));
+        eventually(DEADLINE, "something is confirmed", confirms);
         let logs: Vec<_> = self.links.iter().map(PgWitness::log).collect();
         let log = Log::merged(&logs);
         drop(logs);

@@ -189,6 +189,13 @@ impl Walgate {
         Walgate::spawn(setup, &["run", "--config", &path.display().to_string()])
     }
 
+    /// `walgate run` with this configuration and further arguments.
+    pub fn run_with(setup: &Setup, arguments: &[&str]) -> Walgate {
+        let path = setup.write().display().to_string();
+        let run = ["run", "--config", path.as_str()];
+        Walgate::spawn(setup, &[&run, arguments].concat())
+    }
+
     /// Any command, to its end. `{config}` in an argument stands for the file's path.
     #[track_caller]
     pub fn command(setup: &Setup, arguments: &[&str]) -> Ended {
