@@ -22,6 +22,9 @@ use crate::{
 /// More keepalives a second that ask for an answer than this are a server that is shutting down and waits for us.
 const KEEPALIVE_STORM: u32 = 50;
 
+/// How long the rest of a transaction is read after the gateway was told to stop.
+const TRANSACTION_END: Duration = Duration::from_millis(500);
+
 /// Why a connection ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -85,10 +88,11 @@ pub async fn run(
     }
     let mut storm = Storm { since: Instant::now(), asked: 0 };
     let mut flush = checkpoint.subscribe();
+    let mut told = None;
     loop {
         let chunk = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => return Ended::Stopped,
+            () = may_stop(stop, intake.in_transaction(), &mut told) => return Ended::Stopped,
             loss = guard.lost() => return loss.into(),
             _ = reload.wait_for(|reload| *reload), if !intake.in_transaction() => return Ended::Reload,
             chunk = stream.chunks.recv() => chunk,
@@ -115,10 +119,10 @@ pub async fn run(
                     return Ended::Refused(error);
                 }
             };
-            if *reload.borrow() && !intake.in_transaction() {
+            if !intake.in_transaction() && (*stop.borrow() || *reload.borrow()) {
                 // What is left of the chunk comes again.
                 intake.flush();
-                return Ended::Reload;
+                return if *stop.borrow() { Ended::Stopped } else { Ended::Reload };
             }
             if wait == Wait::No {
                 continue;
@@ -152,6 +156,16 @@ pub async fn run(
             }
         }
         intake.flush();
+    }
+}
+
+/// Waits until the gateway is to stop, and then for the end of the transaction that is being read, which would all be sent
+/// again otherwise; but not for long.
+async fn may_stop(stop: &mut watch::Receiver<bool>, in_transaction: bool, told: &mut Option<Instant>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+    if in_transaction {
+        let since = *told.get_or_insert_with(Instant::now);
+        tokio::time::sleep_until((since + TRANSACTION_END).into()).await;
     }
 }
 
