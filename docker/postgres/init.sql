@@ -94,6 +94,7 @@ CREATE TABLE IF NOT EXISTS walgate.gateway (
   confirmed_lsn pg_lsn NOT NULL,
   birth xid8 NOT NULL,
   past_settled boolean NOT NULL DEFAULT false,
+  catalog text,
   mark_xmin xid8,
   mark_lsn pg_lsn,
   written_at timestamptz NOT NULL
@@ -105,3 +106,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON walgate.parked, walgate.dead_letters, wa
 CREATE PUBLICATION walgate_outbox FOR TABLE public.outbox_events WITH (publish = 'insert', publish_via_partition_root = true);
 
 SELECT pg_create_logical_replication_slot('walgate', 'pgoutput');
+-- What is inserted from here on is streamed: clean-up has to know where that began.
+INSERT INTO walgate.gateway (slot, term, system_id, timeline, confirmed_lsn, birth, written_at)
+SELECT s.slot_name, 0, c.system_identifier, p.timeline_id, s.confirmed_flush_lsn,
+  pg_snapshot_xmax(pg_current_snapshot()), now()
+FROM pg_replication_slots s, pg_control_system() c, pg_control_checkpoint() p WHERE s.slot_name = 'walgate'
+ON CONFLICT DO NOTHING;

@@ -76,6 +76,7 @@ pub struct Fixed<'a> {
 /// What a configuration comes to.
 #[must_use]
 pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &Fixed<'_>) -> Generation {
+    let wanted = setup::wanted_of(config, &routing, fixed.settings);
     let Routing { router, reader } = routing;
     let label = |route: &Route| route.event_type.0.join(",");
     let route_numbers = config.routes.iter().map(|route| fixed.routes.number(&label(route))).collect();
@@ -88,6 +89,7 @@ pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &F
         limits: config.limits.clone(),
         wal_budget: config.wal_budget.clone(),
         removed: config.removed_sinks,
+        wanted: wanted.standing_by(),
     }
 }
 

@@ -9,6 +9,7 @@ mod expect;
 mod fetch;
 mod init;
 mod lanes;
+mod recover;
 mod reload;
 mod route;
 mod run;
@@ -82,6 +83,8 @@ enum Command {
     Test(expect::TestArgs),
     /// Show what a running gateway is doing, sink by sink, and who holds the WAL.
     Status(status::StatusArgs),
+    /// Send what may be undelivered after the slot was lost, advanced or made again; with --adopt, rows that are older than it.
+    Recover(recover::RecoverArgs),
     /// List dead letters, have them attempted again, or delete them.
     Dlq(dlq::DlqArgs),
     /// Have the gateway send nothing to a sink until it is resumed, restarts included.
@@ -127,6 +130,7 @@ pub fn main(registry: &Registry) -> ExitStatus {
             Command::Route(args) => route::run(&args, registry),
             Command::Test(args) => expect::run(&args, registry),
             Command::Status(args) => status::run(args, registry).await,
+            Command::Recover(args) => recover::run(args, registry).await,
             Command::Dlq(args) => dlq::run(args, registry).await,
             Command::Pause(args) => steer::run(&args, Verb::Pause {}, registry).await,
             Command::Resume(args) => steer::run(&args, Verb::Resume {}, registry).await,

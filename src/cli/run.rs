@@ -1,6 +1,6 @@
 //! `walgate run`: delivers events until it is stopped.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use clap::Args;
 use tokio::sync::{mpsc, watch};
@@ -274,7 +274,7 @@ fn assemble(
     reloads: mpsc::Receiver<Reload>,
 ) -> Gateway {
     let Fixed { settings, metrics, tables, term, .. } = *fixed;
-    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, .. } = generation;
+    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, wanted, .. } = generation;
     let checkpoint = Checkpoint::new(confirmed);
     let (lanes, endings) = Lanes::start(plans, &checkpoint);
     let course = Course { reader, router, route_numbers, lanes: lanes.handles(), unrouted, limits: limits.clone() };
@@ -308,6 +308,15 @@ fn assemble(
         term: term.clone(),
         accept_gap: false,
         bounds: watch::Sender::new(None),
+        terms: watch::Sender::new(None),
+        wanted: watch::Sender::new(wanted),
+        connect: {
+            let settings = settings.clone();
+            Arc::new(move || {
+                let settings = settings.clone();
+                Box::pin(async move { setup::connect(&settings).await })
+            })
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use walgate_sink::{Secret, TargetField};
 
 use super::{ConfigArgs, complain};
 use crate::{
-    config::{self, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Readable, Sink, Sources},
+    config::{self, Config, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Readable, Sink, Sources},
     control::{Link, LinkError, Wanted},
     error::ExitStatus,
     postgres::{self, ConnectError, ConnectSettings},
@@ -207,7 +207,11 @@ fn place_of(error: &RouteError, sinks: &[Sink]) -> KeyPath {
 
 /// What a look at the server is to find there.
 pub fn wanted(loaded: &Loaded, routing: &Routing, settings: &ConnectSettings) -> Wanted {
-    let config = &loaded.config;
+    wanted_of(&loaded.config, routing, settings)
+}
+
+/// As [`wanted`], from a configuration alone.
+pub fn wanted_of(config: &Config, routing: &Routing, settings: &ConnectSettings) -> Wanted {
     let table = routing.reader.table();
     Wanted::new(&config.source.slot, &config.source.publication, &table.schema, &table.name)
         .with_mapping(&config.outbox, routing.router.columns())

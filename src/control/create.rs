@@ -7,6 +7,7 @@ use walgate_sink::Lsn;
 
 use super::{
     finding::{Finding, FindingCode},
+    gateway,
     missing_past::{create_publication_sql, create_slot_sql},
     preflight::{Wanted, preflight},
     query::{QueryError, describe, execute, json_row},
@@ -136,6 +137,9 @@ pub(super) async fn create_slot(client: &Client, slot: &str, patience: Duration)
     };
     // A connection that broke shows itself at the next query.
     let _ = execute(client, what, "RESET statement_timeout").await;
+    if created.is_ok() {
+        gateway::note_birth(client, slot).await;
+    }
     created.map(|lsn| lsn.unwrap_or(Lsn::ZERO)).map_err(|error| {
         let create = create_slot_sql(slot);
         if error.sqlstate() == Some(&SqlState::QUERY_CANCELED) {

@@ -20,7 +20,11 @@ use tokio_postgres::{
 };
 use walgate_sink::Lsn;
 
-use super::{query::QueryError, slot::human_bytes};
+use super::{
+    names::quote_literal,
+    query::{QueryError, execute, json_row},
+    slot::human_bytes,
+};
 
 /// The term that this process writes in; 0 before its first. Shared with everything that writes to walgate's tables.
 #[derive(Clone, Debug, Default)]
@@ -119,6 +123,8 @@ pub struct Claim {
     pub term: i64,
     /// What is known of the outbox's rows.
     pub bounds: Bounds,
+    /// The catalogs' rows at the last look that found them in order, as they were written down.
+    pub catalog: Option<String>,
     /// The row as the one before had left it; none: it is new.
     pub before: Option<GatewayRow>,
     /// What the slot has confirmed.
@@ -163,13 +169,39 @@ WITH durable AS MATERIALIZED (
                 CASE WHEN NOT n.gap THEN g.mark_lsn END
             FROM (SELECT $4 AND (
                 excluded.confirmed_lsn > g.confirmed_lsn OR excluded.system_id <> g.system_id) AS gap) n)
-    RETURNING g.term, g.birth, g.past_settled
+    RETURNING g.term, g.birth, g.past_settled, g.catalog
 )
 SELECT (SELECT term FROM begun), (SELECT lsn FROM slot),
     (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) = $2
         AND NOT pg_catalog.pg_is_in_recovery(),
-    (SELECT birth::text FROM begun), (SELECT past_settled FROM begun),
+    (SELECT birth::text FROM begun), (SELECT past_settled FROM begun), (SELECT catalog FROM begun),
     ";
+
+/// Notes a slot that was just made, for whoever makes one: what is inserted from then on is streamed. The first term would
+/// note it too, but only when it begins. A row that is there already stays.
+#[must_use]
+pub fn born_sql(slot: &str) -> String {
+    format!(
+        "\
+INSERT INTO walgate.gateway (slot, term, system_id, timeline, confirmed_lsn, birth, written_at)
+SELECT s.slot_name, 0, c.system_identifier, p.timeline_id, s.confirmed_flush_lsn,
+  pg_snapshot_xmax(pg_current_snapshot()), now()
+FROM pg_replication_slots s, pg_control_system() c, pg_control_checkpoint() p WHERE s.slot_name = {}
+ON CONFLICT DO NOTHING;",
+        quote_literal(slot)
+    )
+}
+
+/// Notes a slot that was just made, if walgate's own tables are there. Where that cannot be done, the first term does it.
+pub(super) async fn note_birth(client: &Client, slot: &str) {
+    let exists = "SELECT to_jsonb(to_regclass('walgate.gateway') IS NOT NULL)::text";
+    let exists: Result<Option<bool>, _> = json_row(client, "look for walgate.gateway", exists, &[]).await;
+    if matches!(exists, Ok(Some(true)))
+        && let Err(error) = execute(client, "note the slot's birth", &born_sql(slot)).await
+    {
+        tracing::warn!(%error, "rows that are inserted before walgate runs will not be cleaned up by themselves");
+    }
+}
 
 /// Begins a term for a slot that we have. It waits for the writers of the term before.
 ///
@@ -188,13 +220,14 @@ pub async fn claim(
     let parameters: [Parameter<'_>; 4] =
         [(&slot, Type::TEXT), (&system_id, Type::TEXT), (&timeline, Type::INT8), (&accept_gap, Type::BOOL)];
     let row = client.query_typed_one(&sql, &parameters).await.map_err(|source| QueryError::Sql { what, source })?;
-    let term: Option<i64> = column(&row, what, 5)?;
+    let term: Option<i64> = column(&row, what, 6)?;
     Ok(Claim {
         term: column(&row, what, 0)?,
         bounds: Bounds { birth: xid(column(&row, what, 3)?, what)?, past_settled: column(&row, what, 4)?, mark: None },
+        catalog: column(&row, what, 5)?,
         slot: lsn(&row, what, 1)?.unwrap_or(Lsn::ZERO),
         marks_hold: column::<Option<bool>>(&row, what, 2)?.unwrap_or(false),
-        before: term.map(|_| read_row(&row, what, 5)).transpose()?,
+        before: term.map(|_| read_row(&row, what, 6)).transpose()?,
     })
 }
 
@@ -241,6 +274,33 @@ WHERE slot = $1 AND term = $2";
     ];
     let changed = client.execute_typed(sql, &parameters).await.map_err(|source| QueryError::Sql { what, source })?;
     Ok(changed > 0)
+}
+
+/// Writes down the catalogs' rows. `broken`: what was committed until now may not have been streamed, so it belongs to the
+/// past that nothing is known of. Returns the bounds; none: the term is over.
+///
+/// # Errors
+/// The statement failed, or the connection broke.
+pub async fn write_catalog(
+    client: &Client,
+    slot: &str,
+    term: i64,
+    catalog: &str,
+    broken: bool,
+) -> Result<Option<Bounds>, QueryError> {
+    let what = "write to walgate.gateway";
+    let sql = "\
+UPDATE walgate.gateway SET catalog = $3,
+    birth = CASE WHEN $4 THEN pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) ELSE birth END,
+    past_settled = past_settled AND NOT $4,
+    mark_xmin = CASE WHEN NOT $4 THEN mark_xmin END, mark_lsn = CASE WHEN NOT $4 THEN mark_lsn END
+WHERE slot = $1 AND term = $2
+RETURNING birth::text, past_settled";
+    let parameters: [Parameter<'_>; 4] =
+        [(&slot, Type::TEXT), (&term, Type::INT8), (&catalog, Type::TEXT), (&broken, Type::BOOL)];
+    let rows = client.query_typed(sql, &parameters).await.map_err(|source| QueryError::Sql { what, source })?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    Ok(Some(Bounds { birth: xid(column(row, what, 0)?, what)?, past_settled: column(row, what, 1)?, mark: None }))
 }
 
 /// Notes that rows from before the slot's birth are not owed to anybody. False: the term is over, or another birth is

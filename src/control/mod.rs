@@ -1,6 +1,7 @@
 //! The SQL connection: what must hold before streaming, the slot's status, the session as second signal, and setting a
 //! database up or retiring it. Nothing here drops, re-creates or advances a slot, but for `init --remove`.
 
+pub mod catalog;
 pub mod create;
 pub mod dead_letters;
 pub mod finding;
@@ -11,12 +12,14 @@ pub mod names;
 pub mod parking;
 pub mod preflight;
 mod query;
+pub mod recovery;
 pub mod requests;
 pub mod session;
 pub mod setup;
 pub mod slot;
 pub mod wal_budget;
 
+pub use catalog::{CatalogLook, CatalogRows, look_at_catalog};
 pub use create::{Created, create_if_absent};
 pub use finding::{Finding, FindingCode, Severity, only_waits};
 pub use gateway::{Bounds, Claim, GatewayRow, Mark, Term};

@@ -130,6 +130,7 @@ pub struct Metrics {
     wal_budget_bytes: Known,
     wal_budget_seconds_left: Known<f64>,
     checkpoint_lsn: Known,
+    catalog_ok: Known,
     readings: Readings,
     /// By sink, so that routes may change while a sink stays.
     delivered: Arc<Mutex<HashMap<String, Arc<RwLock<ByRoute>>>>>,
@@ -200,6 +201,7 @@ impl Metrics {
             wal_budget_bytes: Known::default(),
             wal_budget_seconds_left: Known::default(),
             checkpoint_lsn: Known::default(),
+            catalog_ok: Known::default(),
             readings: Readings::default(),
             delivered: Arc::default(),
             reloads: Family::default(),
@@ -286,6 +288,11 @@ impl Metrics {
             "wal_budget_ratio",
             "Part of the WAL that the server may keep for the slot which it keeps: 1 is all of it",
             metrics.wal_budget_ratio.clone(),
+        );
+        registry.register(
+            "catalog_ok",
+            "Whether everything that leads from the table to the stream is in order: 1, or 0 where events may not be seen",
+            metrics.catalog_ok.clone(),
         );
         registry.register_with_unit(
             "wal_budget",
@@ -374,6 +381,11 @@ impl Metrics {
         self.wal_budget_ratio.set(ratio);
         self.wal_budget_bytes.set(bytes);
         self.wal_budget_seconds_left.set(seconds_left);
+    }
+
+    /// Whether the newest look at the catalogs found them in order.
+    pub fn catalog_ok(&self, ok: bool) {
+        self.catalog_ok.set(Some(ok.into()));
     }
 
     /// The confirmed flush LSN as a number of bytes from the beginning of WAL, and the bytes of unsettled events.

@@ -4,6 +4,7 @@
 //! which a connection ends stands in one place, `Gateway::after`.
 
 mod budget;
+mod catalog;
 mod connection;
 mod intake;
 mod lanes;
@@ -24,6 +25,7 @@ use walgate_sink::Lsn;
 
 pub use self::{
     budget::BudgetWatch,
+    catalog::{Connect, TermBegun},
     intake::{Course, Intake, IntakeError},
     lanes::{Ending, Endings, LanePlan, Lanes, NamedLane},
     pulse::{Pulse, is_alive},
@@ -31,13 +33,14 @@ pub use self::{
     status::{GatewayStatus, Identity, SinkStatus, SourceState, StatusBoard},
 };
 use self::{
+    catalog::CatalogWatch,
     connection::{Ended, Guard},
     recorder::Recorder,
 };
 use crate::{
     checkpoint::Checkpoint,
     config::{Limits, WalBudget},
-    control::{Bounds, Session, Term},
+    control::{Bounds, Session, Term, Wanted},
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, Shutdown, SourceError, StreamOptions},
     telemetry::failpoint,
@@ -110,8 +113,15 @@ pub struct Gateway {
     pub term: Term,
     /// Whether a slot that was moved by somebody else is gone on from, at the first connection.
     pub accept_gap: bool,
-    /// Which rows of the outbox are settled; none while another process has the slot, or without walgate's own tables.
+    /// Which rows of the outbox are settled; none while another process has the slot, while the catalogs are not in order,
+    /// or without walgate's own tables.
     pub bounds: watch::Sender<Option<Bounds>>,
+    /// Tells of each term that begins.
+    pub terms: watch::Sender<Option<TermBegun>>,
+    /// What is looked for in the catalogs.
+    pub wanted: watch::Sender<Wanted>,
+    /// Opens a further SQL connection.
+    pub connect: Connect,
 }
 
 /// What follows from the end of a connection, or of an attempt to make one.
@@ -188,6 +198,16 @@ impl Gateway {
         let mut beside = tokio::task::JoinSet::new();
         let wal_budget = watch::Sender::new(self.wal_budget.clone());
         beside.spawn(pressure::serve(self.budget.level(), wal_budget.subscribe(), self.board.clone()));
+        beside.spawn(
+            CatalogWatch {
+                wanted: self.wanted.subscribe(),
+                term: self.terms.subscribe(),
+                bounds: self.bounds.clone(),
+                board: self.board.clone(),
+                connect: self.connect.clone(),
+            }
+            .serve(),
+        );
         if self.tables {
             let (clients, slot) = (self.session.clients(), self.options.slot.clone());
             beside.spawn(requests::serve(clients, slot, self.term.clone(), self.board.clone()));
@@ -359,6 +379,7 @@ impl Gateway {
                 failpoint("intake.changed");
                 self.limits = generation.limits;
                 wal_budget.send_replace(generation.wal_budget);
+                self.wanted.send_replace(generation.wanted);
                 self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());
                 Ok(format!("generation {} is in force; {summary}", self.board.next_generation()))
             }

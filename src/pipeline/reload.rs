@@ -15,6 +15,7 @@ use tokio::{
 use super::{LanePlan, Lanes, NamedLane};
 use crate::{
     config::{Limits, RemovedSinks, Unrouted, WalBudget},
+    control::Wanted,
     router::Router,
     source::OutboxReader,
 };
@@ -42,6 +43,8 @@ pub struct Generation {
     pub wal_budget: WalBudget,
     /// What happens to the debts of sinks that are removed.
     pub removed: RemovedSinks,
+    /// What the catalogs must hold.
+    pub wanted: Wanted,
 }
 
 /// A wish for another configuration.

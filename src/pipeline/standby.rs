@@ -11,11 +11,11 @@ use tokio::{
 use walgate_sink::Lsn;
 
 use super::{
-    Attempts, Gateway, GatewayError, Next, Pause, SourceState,
+    Attempts, Gateway, GatewayError, Next, Pause, SourceState, TermBegun,
     recorder::{Book, Recorder},
 };
 use crate::{
-    control::{Claim, QueryError, gateway, requests, slot_status},
+    control::{CatalogRows, Claim, QueryError, gateway, requests, slot_status},
     source::Identity,
     telemetry::failpoint,
 };
@@ -72,14 +72,20 @@ impl Gateway {
             self.term.set(claim.term);
         }
         failpoint("term.begun");
-        let bounds = claim.as_ref().map(|claim| claim.bounds);
+        let begun = claim.as_ref().map(|claim| TermBegun {
+            term: claim.term,
+            bounds: claim.bounds,
+            catalog: claim.catalog.as_deref().and_then(CatalogRows::from_text),
+        });
         let book = claim.map(|claim| Book {
             client,
             slot: self.options.slot.clone(),
             term: claim.term,
             marks_hold: claim.marks_hold,
         });
-        self.bounds.send_replace(bounds);
+        // The catalogs are looked at first.
+        self.bounds.send_replace(None);
+        self.terms.send_replace(begun);
         Ok(Recorder::spawn(book, self.checkpoint.clone(), confirmed, self.bounds.clone()))
     }
 
@@ -106,6 +112,7 @@ impl Gateway {
             tracing::info!(reason = why, "standing by until the slot is free");
         }
         self.board.source(SourceState::Standby, Some(why));
+        self.terms.send_replace(None);
         self.bounds.send_replace(None);
         if std::mem::take(&mut attempts.begun) {
             self.lanes.start_over().await;

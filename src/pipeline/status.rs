@@ -85,6 +85,17 @@ pub struct SinkStatus {
     pub lag_seconds: f64,
 }
 
+/// What the newest look at the catalogs has found.
+#[derive(Clone, Debug, Serialize)]
+pub struct CatalogStatus {
+    /// Everything that leads from the table to the stream is in order.
+    pub ok: bool,
+    /// What is not.
+    pub findings: Vec<String>,
+    /// How long ago that was.
+    pub checked_seconds_ago: f64,
+}
+
 /// The gateway at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct GatewayStatus {
@@ -111,6 +122,8 @@ pub struct GatewayStatus {
     pub server_slots: Option<Arc<SlotReport>>,
     /// How much of the WAL that the server may keep for the slot is used; none: not known yet.
     pub wal_budget: Option<WalUse>,
+    /// What keeps committed events from coming though the stream is up, each with what mends it; none: not looked yet.
+    pub catalog: Option<CatalogStatus>,
     /// Who keeps the server from removing WAL, as a sentence.
     pub wal_holder: String,
     /// What keeps `/readyz` from saying yes.
@@ -131,6 +144,8 @@ struct Shared {
     lanes: Mutex<Vec<NamedLane>>,
     slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
     wal_use: Mutex<Option<WalUse>>,
+    /// What the catalogs lack, and when they were looked at.
+    catalog: Mutex<Option<(Vec<String>, Instant)>>,
     /// `limits.run_ahead` is reached: nothing more is read until the checkpoint gets on.
     far_ahead: AtomicBool,
     inflight_limit: u64,
@@ -163,6 +178,7 @@ impl StatusBoard {
                 lanes: Mutex::default(),
                 slot: Mutex::default(),
                 wal_use: Mutex::default(),
+                catalog: Mutex::default(),
                 far_ahead: AtomicBool::new(false),
                 inflight_limit,
                 stuck_after,
@@ -202,6 +218,12 @@ impl StatusBoard {
     pub(super) fn wal_use(&self, seen: WalUse) {
         self.shared.metrics.wal_budget(seen.used_ratio, seen.bytes, seen.seconds_left);
         *lock(&self.shared.wal_use) = Some(seen);
+    }
+
+    /// The catalogs were looked at: what is not in order there.
+    pub(super) fn catalog(&self, findings: Vec<String>) {
+        self.shared.metrics.catalog_ok(findings.is_empty());
+        *lock(&self.shared.catalog) = Some((findings, Instant::now()));
     }
 
     /// `limits.run_ahead` is reached, or is not any more.
@@ -302,6 +324,11 @@ impl StatusBoard {
             sinks,
             server_slots: server,
             wal_budget: lock(&self.shared.wal_use).clone(),
+            catalog: lock(&self.shared.catalog).as_ref().map(|(findings, at)| CatalogStatus {
+                ok: findings.is_empty(),
+                findings: findings.clone(),
+                checked_seconds_ago: at.elapsed().as_secs_f64(),
+            }),
             not_ready,
         }
     }
@@ -317,6 +344,9 @@ impl StatusBoard {
                 _ => "stopping",
             };
             reasons.push(format!("{state}{detail}"));
+        }
+        for finding in lock(&self.shared.catalog).iter().flat_map(|(findings, _)| findings) {
+            reasons.push(format!("committed events may not be seen: {finding}"));
         }
         let stuck_after = self.shared.stuck_after.as_secs_f64();
         let required = || sinks.iter().filter(|sink| sink.required);

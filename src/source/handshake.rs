@@ -7,6 +7,7 @@ use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use postgres_protocol::message::{backend::Message, frontend};
+use walgate_sink::Lsn;
 
 use self::dialogue::{Dialogue, Incoming, QueryError, Row, cell};
 use super::{
@@ -46,6 +47,22 @@ pub(super) fn start(settings: &ConnectSettings, options: &StreamOptions) -> Resu
     Ok(Started { reader: dialogue.reader, first: dialogue.inbox, identity, server: dialogue.server })
 }
 
+/// A connection that is kept open for what hangs on it.
+pub(super) struct Kept(#[allow(dead_code, reason = "it is closed when this is dropped")] Dialogue);
+
+/// Makes a slot and exports its snapshot, in the form that all versions take. Blocks.
+pub(super) fn create_slot(settings: &ConnectSettings, slot: &str) -> Result<(Lsn, String, Kept), SourceError> {
+    check_slot(slot)?;
+    let mut dialogue = connect(settings)?;
+    let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote_identifier(slot));
+    let rows = dialogue.ask("to make the slot", &command)?;
+    let point = cell(&rows, 1).and_then(|lsn| lsn.parse().ok());
+    let Some((point, snapshot)) = point.zip(cell(&rows, 2)) else {
+        return Err(dialogue.unexpected("an answer that is not that of CREATE_REPLICATION_SLOT").into());
+    };
+    Ok((point, snapshot, Kept(dialogue)))
+}
+
 /// The session's settings. `wal_sender_timeout` is set here and not in the startup packet: poolers refuse settings there
 /// that they do not know. What came with the startup packet, from the URL's options, goes before it.
 fn session(options: &StreamOptions) -> String {
@@ -59,16 +76,24 @@ fn session(options: &StreamOptions) -> String {
 
 /// PostgreSQL's own rules: those of a slot's name are narrow.
 fn check_names(options: &StreamOptions) -> Result<(), SourceError> {
-    let fits = |name: &str| !name.is_empty() && name.len() <= 63;
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    if !fits(&options.slot) || !options.slot.bytes().all(plain) {
-        let expected = "lower-case letters, digits and underscores";
-        return Err(SourceError::Name { what: "replication slot", expected });
-    }
+    check_slot(&options.slot)?;
     if !fits(&options.publication) || options.publication.contains('\0') {
         return Err(SourceError::Name { what: "publication", expected: "anything but null characters" });
     }
     Ok(())
+}
+
+fn check_slot(slot: &str) -> Result<(), SourceError> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if !fits(slot) || !slot.bytes().all(plain) {
+        let expected = "lower-case letters, digits and underscores";
+        return Err(SourceError::Name { what: "replication slot", expected });
+    }
+    Ok(())
+}
+
+fn fits(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 63
 }
 
 fn connect(settings: &ConnectSettings) -> Result<Dialogue, ConnectError> {

@@ -9,6 +9,7 @@ pub mod outbox;
 pub mod pgoutput;
 mod reader;
 pub mod relation;
+mod snapshot;
 mod stream;
 mod wire;
 
@@ -17,5 +18,6 @@ pub use feedback::Feedback;
 pub use outbox::{Inserted, MappingError, NoKey, OutboxReader, Row, Unusable, UnusableReason};
 pub use pgoutput::{Change, DecodeError};
 pub use relation::{Relation, TableName};
+pub use snapshot::ExportedSlot;
 pub use stream::{Identity, ReplicationStream, ServerParameters, Shutdown, StreamCloser, StreamOptions};
 pub use wire::{Chunk, Frame, Frames, Status, WireError, decode};

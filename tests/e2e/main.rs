@@ -14,6 +14,7 @@ mod all_sinks;
 mod both;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod canaries;
+mod catalog;
 mod configuration;
 mod conformance;
 mod consumers;
@@ -48,6 +49,7 @@ mod parking_store;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod receivers;
+mod recover;
 mod reload;
 mod revoked;
 mod rig;

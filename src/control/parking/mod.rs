@@ -23,7 +23,7 @@ pub use discard::discard;
 pub use parcel::{Attempted, HoldKey, KEPT_ERRORS, Parcel, Place, Stored};
 pub use schema::{DEAD_LETTERS, GATEWAY, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql};
 pub(in crate::control) use schema::{columns, grant_sql};
-pub use sql::{SqlStore, SqlStoreOptions};
+pub use sql::{Shelf, SqlStore, SqlStoreOptions};
 
 use futures_util::future::BoxFuture;
 

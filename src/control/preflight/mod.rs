@@ -232,6 +232,14 @@ async fn read(client: &Client, wanted: &Wanted) -> Result<Result<Facts, Finding>
     Ok(Ok(Facts { server, table, publication, slots, existing, past, parking, gateway, near_table }))
 }
 
+/// The table's columns and kind; none: it does not exist.
+///
+/// # Errors
+/// The query failed, or the connection broke.
+pub async fn read_table(client: &Client, wanted: &Wanted) -> Result<Option<TableFacts>, QueryError> {
+    facts::table(client, wanted).await
+}
+
 /// Whether walgate's own tables exist, with every column.
 pub(in crate::control) async fn parking_tables_are_whole(client: &Client) -> Result<bool, QueryError> {
     Ok(facts::parking(client, "").await?.exists)

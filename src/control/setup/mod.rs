@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 use super::{
     create::cause,
     finding::{Finding, FindingCode, Severity},
+    gateway::born_sql,
     missing_past::{create_publication_sql, create_slot_sql},
     names::{NameError, TableName, check_name, check_slot_name, quote_ident},
     preflight::{ColumnRole, Wanted, WantedColumn, preflight},
@@ -189,6 +190,12 @@ CREATE ROLE {role_name} LOGIN REPLICATION;
             next(),
             create_slot_sql(slot),
         ));
+        if *parking {
+            sql.push_str(&format!(
+                "-- What is inserted from here on is streamed: clean-up has to know where that began.\n{}\n",
+                born_sql(slot)
+            ));
+        }
         sql
     }
 

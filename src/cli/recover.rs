@@ -1,0 +1,449 @@
+//! `walgate recover`: what the slot does not say any more, the outbox's rows do. Those that may be undelivered are parked
+//! for their sinks, in the order of their insertion, and a new slot goes on behind them; or, with `--adopt`, those that are
+//! older than the slot.
+//!
+//! Everything that is written is written in one transaction. Killed before its end, there is a new slot at the most, which
+//! `run` refuses, because it stands where nothing was confirmed: the command is run again.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+};
+
+use bytes::Bytes;
+use clap::Args;
+use serde::Serialize;
+use walgate_sink::{Lsn, PayloadFormat, Position, Secret, Timestamp};
+
+use super::{
+    ConfigArgs, complain,
+    setup::{self, Routing},
+};
+use crate::{
+    config::{Config, Loaded},
+    control::{
+        self, Link, SlotReport, Wanted,
+        gateway::{self, GatewayRow},
+        parking::{HoldKey, Parcel, Shelf},
+        preflight::{TableFacts, read_table},
+        recovery::{self, Counts, Found, Selection, Which},
+        slot::{WalStatus, human_bytes},
+        slot_report,
+    },
+    error::ExitStatus,
+    postgres::ConnectSettings,
+    registry::Registry,
+    router::Routed,
+    source::ExportedSlot,
+    telemetry::{failpoint, sentence},
+};
+
+/// Deliveries that are written at once.
+const WRITE: usize = 1000;
+
+/// Arguments of `walgate recover`.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// A connection that may read the outbox, write walgate's own tables and make a slot; the configuration's where it is
+    /// left out. Give the password by PGPASSWORD or a passfile.
+    #[arg(long, value_name = "URL", value_parser = secret)]
+    admin_url: Option<Secret>,
+    /// The slot is sound: send the rows that the outbox held before the slot was made.
+    #[arg(long)]
+    adopt: bool,
+    /// Leave out rows from before the slot's birth: they were sent by other means, or are not owed.
+    #[arg(long, conflicts_with = "adopt")]
+    without_past: bool,
+    /// Only rows in which this column is not true.
+    #[arg(long, value_name = "COLUMN")]
+    unpublished: Option<String>,
+    /// The column that says when a row was inserted: rows are sent in its order.
+    #[arg(long, value_name = "COLUMN", default_value = "created_at")]
+    age: String,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "clap's form of a value parser")]
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+/// What was found, and done.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    slot: String,
+    /// What is wrong with the slot, in a sentence.
+    found: String,
+    /// Where what may be lost begins and ends in the log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<Lsn>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<Lsn>,
+    #[serde(flatten)]
+    counts: Counts,
+    /// Whether it was done.
+    done: bool,
+    /// Where the new slot begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    begins: Option<Lsn>,
+    /// Rows that were read.
+    events: u64,
+    /// Deliveries that were parked, by sink.
+    parked: BTreeMap<String, u64>,
+    /// Rows without a route.
+    unrouted: u64,
+    /// Rows that are no events.
+    unusable: u64,
+}
+
+/// Exit status 0: done, or nothing to do; 1: it failed half-way, and may be run again; 2: the configuration is wrong, or
+/// nobody said yes; 3: something around walgate is missing.
+pub async fn run(args: RecoverArgs, registry: &Registry) -> ExitStatus {
+    match recover(&args, registry).await {
+        Ok(report) => {
+            show(&args, &report);
+            ExitStatus::Ok
+        }
+        Err(Refusal { status, message }) => {
+            complain(&message);
+            status
+        }
+    }
+}
+
+/// Why nothing more is done.
+struct Refusal {
+    status: ExitStatus,
+    message: String,
+}
+
+fn environment(error: impl std::fmt::Display) -> Refusal {
+    Refusal { status: ExitStatus::Environment, message: error.to_string() }
+}
+
+fn failed(error: impl std::fmt::Display) -> Refusal {
+    let message = format!("{error}. Nothing was parked: run the command again when that is mended");
+    Refusal { status: ExitStatus::Runtime, message }
+}
+
+/// What the slot is like.
+enum Slot {
+    /// It does not exist.
+    Missing,
+    /// It is there, and of no use.
+    Useless,
+    /// It can be gone on from.
+    Sound,
+}
+
+async fn recover(args: &RecoverArgs, registry: &Registry) -> Result<Report, Refusal> {
+    let said = |status| Refusal { status, message: "the configuration cannot be used".to_owned() };
+    let loaded = setup::load(&args.config, registry).map_err(said)?;
+    let mut settings = setup::settings(&loaded).map_err(|errors| said(setup::refuse(&errors)))?;
+    let routing = setup::routing(&loaded).map_err(|errors| said(setup::refuse(&errors)))?;
+    if let Some(url) = &args.admin_url {
+        let env = |name: &str| std::env::var(name).ok();
+        settings = ConnectSettings::parse(Some(url.expose()), &env).map_err(environment)?;
+    }
+    let Link { client, driver } = setup::connect(&settings)
+        .await
+        .map_err(|error| environment(format!("cannot connect to PostgreSQL: {error}")))?;
+    let driver = tokio::spawn(driver);
+    let wanted = setup::wanted(&loaded, &routing, &settings);
+    let result = with_client(args, &loaded, routing, &settings, &wanted, &client).await;
+    driver.abort();
+    result
+}
+
+async fn with_client(
+    args: &RecoverArgs,
+    loaded: &Loaded,
+    mut routing: Routing,
+    settings: &ConnectSettings,
+    wanted: &Wanted,
+    client: &tokio_postgres::Client,
+) -> Result<Report, Refusal> {
+    let name = &wanted.slot;
+    let slots = slot_report(client, name).await.map_err(environment)?;
+    let table = read_table(client, wanted).await.map_err(environment)?;
+    let table = table.ok_or_else(|| environment(format!("table {} does not exist", wanted.table)))?;
+    let known = gateway::read(client, name).await.map_err(|error| {
+        environment(format!(
+            "{error}; what is recovered waits in walgate's own tables: `walgate init --apply` makes them"
+        ))
+    })?;
+    let (slot, found) = judge(name, &slots, known.as_ref())?;
+    let known = known.map(|(row, _)| row);
+    let mut report = Report { slot: name.clone(), found, ..Report::default() };
+    report.from = known.as_ref().map(|row| row.confirmed);
+    report.to = slots.current_wal_lsn;
+    let which = match (&slot, args.adopt) {
+        (Slot::Sound, true) if known.as_ref().is_some_and(|row| row.past_settled) => {
+            report.found.push_str("; what is older than it is settled: there is nothing to adopt");
+            return Ok(report);
+        }
+        (Slot::Sound, true) => Which::Past { birth: known.as_ref().map(|row| row.birth) },
+        (Slot::Sound, false) => {
+            report.found.push_str("; there is nothing to recover. (`--adopt` sends rows that are older than the slot)");
+            return Ok(report);
+        }
+        (_, true) => {
+            return Err(environment(format!("{}: run `walgate recover` without --adopt first", report.found)));
+        }
+        (_, false) => Which::Unsettled { known: known.clone(), past: !args.without_past },
+    };
+    let selection = select(args, &loaded.config, &routing, &table, which)?;
+    report.counts = selection.count(client).await.map_err(environment)?;
+    if args.dry_run {
+        return Ok(report);
+    }
+    ask(args, &report, known.as_ref(), &slot)?;
+    let exported = match slot {
+        Slot::Sound => None,
+        Slot::Missing | Slot::Useless => {
+            if matches!(slot, Slot::Useless) {
+                recovery::drop_slot(client, name).await.map_err(environment)?;
+            }
+            failpoint("recover.dropped");
+            Some(ExportedSlot::create(settings, name).await.map_err(environment)?)
+        }
+    };
+    failpoint("recover.created");
+    // Before everything that the slot sends: a commit record may begin exactly where it does.
+    let begins =
+        exported.as_ref().map(|slot| slot.consistent_point).or(slots.slot.and_then(|slot| slot.confirmed_flush_lsn));
+    let begins = begins.unwrap_or(Lsn::ZERO);
+    recovery::begin(client, exported.as_ref().map(|slot| slot.snapshot.as_str())).await.map_err(failed)?;
+    park(loaded, &mut routing, &selection, &table, client, Lsn(begins.0.saturating_sub(1)), &mut report).await?;
+    failpoint("recover.parked");
+    match exported {
+        Some(_) => recovery::commit_new_slot(client, name, begins, !args.without_past).await.map_err(failed)?,
+        None => recovery::commit_past(client, name, begins).await.map_err(failed)?,
+    }
+    (report.done, report.begins) = (true, Some(begins));
+    Ok(report)
+}
+
+/// What is wrong with the slot, in a sentence.
+fn judge(name: &str, slots: &SlotReport, known: Option<&(GatewayRow, String)>) -> Result<(Slot, String), Refusal> {
+    let Some(slot) = &slots.slot else {
+        return Ok((Slot::Missing, format!("replication slot `{name}` does not exist")));
+    };
+    if slot.active {
+        let user = slot.user.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string);
+        let message = format!("replication slot `{name}` is being read by {user}: stop walgate first");
+        return Err(Refusal { status: ExitStatus::Environment, message });
+    }
+    if slot.wal_status == Some(WalStatus::Lost) || slot.invalidation_reason.is_some() {
+        let why = slot.invalidation_reason.as_deref().map(|why| format!(" ({})", sentence(why))).unwrap_or_default();
+        let said = format!("replication slot `{name}` is lost{why}: WAL that it needs is gone");
+        return Ok((Slot::Useless, said));
+    }
+    let confirmed = slot.confirmed_flush_lsn.unwrap_or(Lsn::ZERO);
+    if let Some((row, system_id)) = known
+        && row.gap(name, confirmed, system_id).is_some()
+    {
+        let said = format!(
+            "replication slot `{name}` stands at {confirmed}, and walgate has confirmed {} at the most: it was advanced or \
+             made again by somebody else",
+            row.confirmed
+        );
+        return Ok((Slot::Useless, said));
+    }
+    Ok((Slot::Sound, format!("replication slot `{name}` is sound")))
+}
+
+fn select(
+    args: &RecoverArgs,
+    config: &Config,
+    routing: &Routing,
+    table: &TableFacts,
+    which: Which,
+) -> Result<Selection, Refusal> {
+    let has = |name: &str| table.columns.iter().any(|column| column.name == name);
+    let names = &config.outbox.columns;
+    let mut columns = vec![names.id.clone(), names.event_type.clone(), names.payload.clone()];
+    columns.extend(names.key.as_ref().and_then(|key| key.column()).map(|column| column.to_string()));
+    columns.extend(names.headers.clone());
+    columns.extend(config.outbox.header_columns.values().cloned());
+    columns.extend(routing.router.columns().iter().cloned());
+    columns.sort();
+    columns.dedup();
+    if let Some(missing) = columns.iter().chain(&args.unpublished).find(|column| !has(column)) {
+        return Err(environment(format!("the outbox has no column `{missing}`")));
+    }
+    let name = routing.reader.table();
+    Ok(Selection {
+        table: control::TableName::new(&name.schema, &name.name),
+        columns,
+        age: has(&args.age).then(|| args.age.clone()),
+        unpublished: args.unpublished.clone(),
+        which,
+    })
+}
+
+fn ask(args: &RecoverArgs, report: &Report, known: Option<&GatewayRow>, slot: &Slot) -> Result<(), Refusal> {
+    if args.yes {
+        return Ok(());
+    }
+    let refused = |message: &str| Refusal { status: ExitStatus::Configuration, message: message.to_owned() };
+    if !io::stdin().is_terminal() {
+        return Err(refused("nothing was done: --yes does it without asking, --dry-run says what it would be"));
+    }
+    let mut out = anstream::stderr();
+    let _ = writeln!(out, "{}", describe(args, report));
+    if known.is_none() && !args.adopt {
+        let _ = writeln!(out, "Nothing is known of what the slot had delivered: every row is sent.");
+    }
+    let does = match slot {
+        Slot::Sound => "The slot stays as it is.",
+        Slot::Missing => "A new slot is made.",
+        Slot::Useless => "The slot is dropped, and a new one made.",
+    };
+    let _ = write!(out, "{does} These rows are parked for their sinks, and sent when walgate runs. Go on? [y/N] ");
+    let _ = out.flush();
+    let mut answer = String::new();
+    let _ = io::stdin().lock().read_line(&mut answer);
+    match answer.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(refused("nothing was done")),
+    }
+}
+
+/// Parks every row, in order.
+async fn park(
+    loaded: &Loaded,
+    routing: &mut Routing,
+    selection: &Selection,
+    table: &TableFacts,
+    client: &tokio_postgres::Client,
+    position: Lsn,
+    report: &mut Report,
+) -> Result<(), Refusal> {
+    let payload = &loaded.config.outbox.columns.payload;
+    let kind = table.columns.iter().find(|column| column.name == *payload).map(|column| column.base_type.as_str());
+    let format = match kind {
+        Some("json" | "jsonb") => PayloadFormat::Json,
+        Some("bytea") => PayloadFormat::Binary,
+        _ => PayloadFormat::Text,
+    };
+    let labels: Vec<String> = loaded.config.routes.iter().map(|route| route.event_type.0.join(",")).collect();
+    selection.open(client).await.map_err(failed)?;
+    let shelf = Shelf::open(client).await.map_err(failed)?;
+    let mut waiting: BTreeMap<usize, Vec<Parcel>> = BTreeMap::new();
+    let (mut ordinal, mut routed) = (0_u32, Vec::new());
+    loop {
+        let rows = selection.fetch(client).await.map_err(failed)?;
+        let end = rows.is_empty();
+        for found in rows {
+            report.events += 1;
+            let event_position = Position { commit_lsn: position, ordinal };
+            ordinal = ordinal.checked_add(1).ok_or_else(|| failed("more rows than can be told apart (2^32)"))?;
+            match read(routing, selection, format, &found) {
+                Some(mut row) => {
+                    row.event.position = event_position;
+                    row.event.committed_at = found.inserted_at.map_or_else(Timestamp::now, Timestamp);
+                    routing.router.route(&row.event, &row.columns, &mut routed);
+                    report.unrouted += u64::from(routed.is_empty());
+                    for Routed { sink, route, delivery, invalid } in routed.drain(..) {
+                        let label = labels.get(usize::from(route)).map(String::as_str).unwrap_or_default();
+                        waiting.entry(sink).or_default().push(Parcel {
+                            delivery,
+                            route: label.into(),
+                            hold: None::<HoldKey>,
+                            reason: invalid.as_ref().map(|rejection| rejection.reason.as_str().into()),
+                            message: invalid.map(|rejection| rejection.message),
+                            errors: Vec::new(),
+                        });
+                    }
+                }
+                None => report.unusable += 1,
+            }
+        }
+        for (sink, parcels) in &mut waiting {
+            if parcels.is_empty() || (!end && parcels.len() < WRITE) {
+                continue;
+            }
+            let Some(name) = loaded.sinks.get(*sink).map(|sink| sink.name.as_str()) else { continue };
+            let put = shelf.put(&loaded.config.source.slot, name, parcels).await.map_err(failed)?;
+            *report.parked.entry(name.to_owned()).or_default() += put;
+            parcels.clear();
+        }
+        if end {
+            return Ok(());
+        }
+    }
+}
+
+fn read(routing: &Routing, selection: &Selection, format: PayloadFormat, found: &Found) -> Option<crate::source::Row> {
+    let value = |name: &str| {
+        let index = selection.columns.iter().position(|column| column == name)?;
+        found.columns.get(index)?.as_ref().map(|text| Bytes::from(text.clone()))
+    };
+    match routing.reader.imagine(&value, format) {
+        Ok(row) => Some(row),
+        Err(reason) => {
+            tracing::warn!(%reason, "a row of the outbox is no event: it is left out");
+            None
+        }
+    }
+}
+
+fn describe(args: &RecoverArgs, report: &Report) -> String {
+    let Report { found, from, to, counts, .. } = report;
+    let mut text = format!("{found}.");
+    if !args.adopt
+        && let (Some(from), Some(to)) = (from, to)
+    {
+        text.push_str(&format!(
+            "\nWhat was committed between {from} and {to} ({} of WAL) may be undelivered.",
+            human_bytes(to.bytes_since(*from))
+        ));
+    }
+    text.push_str(&format!("\nOf the outbox's {} rows, {} may be undelivered", counts.rows, counts.wanted));
+    match counts.past {
+        0 => text.push('.'),
+        past if args.adopt => text.push_str(&format!(": {past} are from before the slot was made.")),
+        past => text.push_str(&format!(
+            "; {past} of those are from before the slot was made (--without-past leaves them out)."
+        )),
+    }
+    text.push_str(" Those that were delivered after all are repeated, with the same id.");
+    text
+}
+
+fn show(args: &RecoverArgs, report: &Report) {
+    let mut out = anstream::stdout();
+    if args.json {
+        let _ = writeln!(out, "{}", serde_json::to_string(report).unwrap_or_default());
+        return;
+    }
+    if !report.done {
+        let _ =
+            writeln!(out, "{}", if report.counts.rows == 0 { report.found.clone() } else { describe(args, report) });
+        return;
+    }
+    let _ = writeln!(out, "{} rows were read:", report.events);
+    for (sink, deliveries) in &report.parked {
+        let _ = writeln!(out, "  {deliveries} deliveries are parked for sink `{sink}`");
+    }
+    if report.unrouted > 0 {
+        let _ = writeln!(out, "  {} rows match no route, and are left out", report.unrouted);
+    }
+    if report.unusable > 0 {
+        let _ = writeln!(out, "  {} rows are no events, and are left out", report.unusable);
+    }
+    let begins = report.begins.map(|lsn| lsn.to_string()).unwrap_or_default();
+    let _ =
+        writeln!(out, "Slot `{}` goes on from {begins}. Start walgate: it sends what is parked first.", report.slot);
+}
