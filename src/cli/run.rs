@@ -285,7 +285,8 @@ fn assemble(
     tables: bool,
     reloads: mpsc::Receiver<Reload>,
 ) -> Gateway {
-    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, .. } = generation;
+    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, dead_letters, .. } =
+        generation;
     let checkpoint = Checkpoint::new(confirmed);
     let (lanes, endings) = Lanes::start(plans, &checkpoint);
     let course = Course { reader, router, route_numbers, lanes: lanes.handles(), unrouted, limits: limits.clone() };
@@ -315,6 +316,7 @@ fn assemble(
         budget,
         shutdown_timeout: config.shutdown_timeout.0,
         wal_budget,
+        dead_letters: watch::Sender::new(dead_letters),
         tables,
     }
 }

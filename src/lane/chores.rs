@@ -8,7 +8,10 @@ use super::{
     lot::{BATCH, Burial, Chore, DELETE, Done, KEY_PAGE, Leaving, MAX_KEYS, Mode, REVIVE, Revival, Underway, WINDOW},
     work::{Debt, Finished, Item, Note},
 };
-use crate::control::parking::{HoldKey, Page, Place, StoreError};
+use crate::{
+    config::LetterPayload,
+    control::parking::{HoldKey, Page, Place, StoreError},
+};
 
 /// Pauses between attempts to use the tables.
 const STORE_FIRST: Duration = Duration::from_millis(100);
@@ -107,6 +110,9 @@ impl Lane {
             let mut parcel = self.parcel(&burial.item, Some(hold));
             parcel.reason = Some(burial.reason.into());
             parcel.message = Some(burial.message.clone());
+            if self.policy.letters == LetterPayload::Omit {
+                parcel.omit_contents();
+            }
             letters.push(parcel);
         }
         self.lot.underway = Some(Underway::Bury(burials));
@@ -419,6 +425,7 @@ impl Lane {
                 false => self.lot.given_up = self.lot.given_up.saturating_sub(1),
             }
             self.progress_at = Some(now);
+            let message = (self.policy.letters == LetterPayload::Keep).then_some(message);
             finished.notes.push(Note::DeadLettered { attempt, reason, message });
         }
     }

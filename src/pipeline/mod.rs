@@ -11,6 +11,7 @@ mod pressure;
 mod pulse;
 mod reload;
 mod requests;
+mod retention;
 mod status;
 mod stop;
 mod window;
@@ -31,7 +32,7 @@ pub use self::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::{Limits, WalBudget},
+    config::{DeadLetters, Limits, WalBudget},
     control::Session,
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, SourceError, StreamOptions},
@@ -96,6 +97,8 @@ pub struct Gateway {
     pub shutdown_timeout: Duration,
     /// What is done about WAL that is kept.
     pub wal_budget: WalBudget,
+    /// What is kept of dead letters, for as long as anybody wants to know.
+    pub dead_letters: watch::Sender<DeadLetters>,
     /// Whether walgate's own tables may be used.
     pub tables: bool,
 }
@@ -140,8 +143,9 @@ impl Gateway {
         let wal_budget = watch::Sender::new(self.wal_budget.clone());
         beside.spawn(pressure::serve(self.budget.level(), wal_budget.subscribe(), self.board.clone()));
         if self.tables {
-            let clients = self.session.clients();
-            beside.spawn(requests::serve(clients, self.options.slot.clone(), self.board.clone()));
+            let (clients, slot) = (self.session.clients(), self.options.slot.clone());
+            beside.spawn(requests::serve(clients.clone(), slot.clone(), self.board.clone()));
+            beside.spawn(retention::serve(clients, slot, self.dead_letters.subscribe(), self.board.clone()));
         }
         let mut stopped = stop.subscribe();
         let mut state = Attempts { first: None, failures: 0, reload: None };
@@ -298,6 +302,7 @@ impl Gateway {
                 failpoint("intake.changed");
                 self.limits = generation.limits;
                 wal_budget.send_replace(generation.wal_budget);
+                self.dead_letters.send_replace(generation.dead_letters);
                 self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());
                 Ok(format!("generation {} is in force; {summary}", self.board.next_generation()))
             }

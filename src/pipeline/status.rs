@@ -198,6 +198,16 @@ impl StatusBoard {
         *lock(&self.shared.wal_use) = Some(seen);
     }
 
+    /// So many dead letters were older than they may become, and are deleted.
+    pub(super) fn letters_expired(&self, rows: u64) {
+        self.shared.metrics.letters_expired(rows);
+    }
+
+    /// Whether the slot is this process's at this moment.
+    pub(super) fn has_slot(&self) -> bool {
+        matches!(lock(&self.shared.source).state, SourceState::Streaming | SourceState::Halted)
+    }
+
     /// Who keeps the server from removing WAL, as a sentence.
     pub(super) fn wal_holder(&self) -> String {
         self.status().wal_holder

@@ -40,6 +40,7 @@ mod impostors;
 mod inward;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod letters;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;

@@ -104,7 +104,7 @@ impl Pair {
     }
 
     /// Asks the gateway for something, as the command line does; the answer.
-    fn ask(&self, walgate: &mut Walgate, verb: &str, arguments: &str) -> (bool, String) {
+    pub(crate) fn ask(&self, walgate: &mut Walgate, verb: &str, arguments: &str) -> (bool, String) {
         let slot = &self.database.slot;
         let id = self.database.value(&format!(
             "INSERT INTO walgate.requests (slot, verb, sink, arguments) VALUES ('{slot}', '{verb}', 'sick', '{arguments}') \

@@ -1,0 +1,91 @@
+//! Dead letters are deleted once they are older than `dead_letters.retain`: a thousand at a time, with a pause between, and
+//! by the gateway that has the slot only.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_postgres::Client;
+
+use super::StatusBoard;
+use crate::{
+    config::DeadLetters,
+    control::{
+        QueryError,
+        parking::{EXPIRE_ROWS, expire},
+    },
+};
+
+/// Pause between two statements of a round: others use the connection, and the database, too.
+const BETWEEN: Duration = Duration::from_millis(100);
+/// Pauses between two rounds: a tenth of the age, within these.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Deletes what is too old until it is dropped.
+pub async fn serve(
+    clients: watch::Receiver<Option<Arc<Client>>>,
+    slot: String,
+    mut letters: watch::Receiver<DeadLetters>,
+    board: StatusBoard,
+) {
+    let mut told = false;
+    loop {
+        let age = letters.borrow_and_update().retain.limit();
+        if let Some(age) = age {
+            match round(&clients, &slot, age, &board).await {
+                Ok(0) => {}
+                Ok(rows) => {
+                    told = false;
+                    let retain = humantime::format_duration(age).to_string();
+                    tracing::info!(rows, retain, "dead letters deleted: they were older than dead_letters.retain");
+                }
+                Err(error) if told => tracing::debug!(%error, "dead letters cannot be deleted at present"),
+                Err(error) => {
+                    told = true;
+                    tracing::warn!(%error, "dead letters that are too old stay for now: it is tried again");
+                }
+            }
+        }
+        // Nothing is to be deleted before another configuration says so, or a little more time has passed.
+        let pause = age.map_or(LONGEST, |age| (age / 10).clamp(SHORTEST, LONGEST));
+        if let Ok(Err(_)) = timeout(pause, letters.changed()).await {
+            return;
+        }
+    }
+}
+
+/// Deletes until nothing is too old any more. How many rows that were.
+async fn round(
+    clients: &watch::Receiver<Option<Arc<Client>>>,
+    slot: &str,
+    age: Duration,
+    board: &StatusBoard,
+) -> Result<u64, QueryError> {
+    let mut total = 0;
+    while may_delete(board) {
+        let client = clients.borrow().clone();
+        let Some(client) = client else { break };
+        let expired = expire(&client, slot, age).await?;
+        let rows = expired.iter().map(|expired| expired.rows).sum();
+        for lane in board.lanes() {
+            let mine = expired.iter().find(|expired| expired.sink == lane.shelf);
+            mine.iter().for_each(|expired| lane.handle.letters_deleted(expired.rows));
+        }
+        board.letters_expired(rows);
+        total += rows;
+        if rows < EXPIRE_ROWS {
+            break;
+        }
+        sleep(BETWEEN).await;
+    }
+    Ok(total)
+}
+
+/// The slot is ours, and no lane is kept from using the tables.
+fn may_delete(board: &StatusBoard) -> bool {
+    let fails = |parking: Option<crate::lane::ParkingStatus>| parking.is_some_and(|parking| parking.error.is_some());
+    board.has_slot() && !board.lanes().iter().any(|lane| fails(lane.handle.status().parking))
+}
