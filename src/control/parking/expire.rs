@@ -42,11 +42,13 @@ pub async fn expire(client: &Client, slot: &str, age: Duration) -> Result<Vec<Ex
     Ok(expired)
 }
 
-/// One transaction. The rows are found by the index on (slot, stored_at), and deleted by their numbers.
+/// One transaction. The rows are found by the index on (slot, stored_at), also where there are no statistics yet, and
+/// deleted by their numbers.
 fn sql(slot: &str, age: Duration) -> String {
     let (slot, seconds) = (quote_literal(slot), age.as_secs_f64());
     format!(
         "SET LOCAL lock_timeout = 1000; SET LOCAL statement_timeout = 5000; SET LOCAL synchronous_commit = off; \
+         SET LOCAL enable_sort = off; \
          WITH old AS MATERIALIZED ( \
              SELECT id FROM {DEAD_LETTERS} \
              WHERE slot = {slot} AND stored_at < pg_catalog.now() - pg_catalog.make_interval(secs => {seconds:?}) \
