@@ -196,10 +196,14 @@ impl Lane {
                 return finished;
             }
         };
-        if self.lot.error.take().is_some() {
-            finished.notes.push(Note::StoreWorks);
+        // A full disk, or a right that is missing, can be read all the while: the pauses between attempts to write grow.
+        if !self.lot.unwritten || underway.writes() || !self.lot.writes() {
+            if self.lot.error.take().is_some() {
+                finished.notes.push(Note::StoreWorks);
+            }
+            (self.lot.failures, self.lot.unwritten) = (0, false);
         }
-        (self.lot.failures, self.lot.retry_at) = (0, None);
+        self.lot.retry_at = None;
         match (underway, done) {
             (Underway::Open, Done::Opened(opening)) => {
                 (self.lot.rows, self.lot.bytes) = (opening.rows + opening.key_rows, opening.bytes);
@@ -291,6 +295,7 @@ impl Lane {
         finished: &mut Finished,
     ) {
         let pause = delay(STORE_FIRST, STORE_LONGEST, self.lot.failures, jitter);
+        self.lot.unwritten |= underway.writes();
         self.lot.look_again |= !error.lasting && self.lot.mode != Mode::Unread;
         if let Underway::Park(leaving) = &underway {
             // They may be there all the same, and what comes behind them of their keys will be.

@@ -34,6 +34,7 @@ mod fanout;
 mod five;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod five_parked;
+mod full_disk;
 mod hostile;
 mod impostors;
 #[cfg(feature = "webhook")]

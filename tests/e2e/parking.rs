@@ -125,7 +125,7 @@ impl Pair {
 }
 
 /// Of each key, the receipts never skip forward, and everything is there.
-fn assert_order(pair: &Pair, receiver: &Receiver, left_out: &[String]) {
+pub(crate) fn assert_order(pair: &Pair, receiver: &Receiver, left_out: &[String]) {
     let rows = pair.database.sql("SELECT id::text, aggregate_id FROM outbox_events ORDER BY (payload->>'i')::int");
     let mut numbers = std::collections::HashMap::new();
     let mut by_key: std::collections::HashMap<String, usize> = Default::default();

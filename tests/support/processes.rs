@@ -24,6 +24,8 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
   [ -z "$left" ] && break
   sleep 0.2
 done
+# A disk of a server's own.
+for d in "$1"/*/data; do umount -l "$d" 2>/dev/null; done
 rm -rf -- "$1"
 "#;
 
