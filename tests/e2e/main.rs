@@ -54,6 +54,7 @@ mod reload;
 mod revoked;
 mod rig;
 mod routing;
+mod scarce;
 mod secrets;
 mod shipped;
 mod skeleton;

@@ -163,6 +163,14 @@ pub fn has_ended(pid: u32) -> bool {
         .is_none_or(|state| matches!(state, 'Z' | 'X'))
 }
 
+/// Hundredths of a second of a processor that a process has used.
+pub fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: user and system time are the 12th and 13th.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    fields.iter().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
 /// A line of `/proc/PID/status` in KiB, such as `VmHWM`: the most memory that was ever resident.
 pub fn memory_kib(pid: u32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
