@@ -227,6 +227,7 @@ impl Gateway {
         self.lanes.wake();
         self.intake.on_connect();
         self.board.source(SourceState::Streaming, None);
+        self.board.set_walsender(stream.server().pid);
         let mut guard = SessionGuard::new(self.session.state(), connection);
         let (started, received) = (std::time::Instant::now(), self.checkpoint.snapshot().received_lsn);
         let wanted = watch::Sender::new(attempts.reload.is_some());

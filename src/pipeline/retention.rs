@@ -3,10 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::sleep};
 use tokio_postgres::Client;
 
 use super::StatusBoard;
@@ -31,7 +28,7 @@ pub async fn serve(
     mut letters: watch::Receiver<DeadLetters>,
     board: StatusBoard,
 ) {
-    let mut told = false;
+    let (mut told, mut walsenders) = (false, board.walsenders());
     loop {
         let age = letters.borrow_and_update().retain.limit();
         if let Some(age) = age {
@@ -49,10 +46,12 @@ pub async fn serve(
                 }
             }
         }
-        // Nothing is to be deleted before another configuration says so, or a little more time has passed.
+        // Until a little more time has passed, another configuration says something else, or the slot is ours (again).
         let pause = age.map_or(LONGEST, |age| (age / 10).clamp(SHORTEST, LONGEST));
-        if let Ok(Err(_)) = timeout(pause, letters.changed()).await {
-            return;
+        tokio::select! {
+            changed = letters.changed() => if changed.is_err() { return },
+            changed = walsenders.changed() => if changed.is_err() { return },
+            () = sleep(pause) => {}
         }
     }
 }
@@ -65,10 +64,10 @@ async fn round(
     board: &StatusBoard,
 ) -> Result<u64, QueryError> {
     let mut total = 0;
-    while may_delete(board) {
+    while !is_kept_from_tables(board) {
         let client = clients.borrow().clone();
-        let Some(client) = client else { break };
-        let expired = expire(&client, slot, age).await?;
+        let (Some(client), Some(walsender)) = (client, board.walsender()) else { break };
+        let expired = expire(&client, slot, walsender, age).await?;
         let rows = expired.iter().map(|expired| expired.rows).sum();
         for lane in board.lanes() {
             let mine = expired.iter().find(|expired| expired.sink == lane.shelf);
@@ -84,8 +83,8 @@ async fn round(
     Ok(total)
 }
 
-/// The slot is ours, and no lane is kept from using the tables.
-fn may_delete(board: &StatusBoard) -> bool {
+/// A lane cannot use the tables.
+fn is_kept_from_tables(board: &StatusBoard) -> bool {
     let fails = |parking: Option<crate::lane::ParkingStatus>| parking.is_some_and(|parking| parking.error.is_some());
-    board.has_slot() && !board.lanes().iter().any(|lane| fails(lane.handle.status().parking))
+    board.lanes().iter().any(|lane| fails(lane.handle.status().parking))
 }

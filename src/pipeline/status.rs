@@ -128,6 +128,7 @@ struct Shared {
     lanes: Mutex<Vec<NamedLane>>,
     slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
     wal_use: Mutex<Option<WalUse>>,
+    walsender: watch::Sender<Option<u32>>,
     inflight_limit: u64,
     stuck_after: Duration,
     metrics: Metrics,
@@ -158,6 +159,7 @@ impl StatusBoard {
                 lanes: Mutex::default(),
                 slot: Mutex::default(),
                 wal_use: Mutex::default(),
+                walsender: watch::Sender::new(None),
                 inflight_limit,
                 stuck_after,
                 metrics,
@@ -203,9 +205,20 @@ impl StatusBoard {
         self.shared.metrics.letters_expired(rows);
     }
 
-    /// Whether the slot is this process's at this moment.
-    pub(super) fn has_slot(&self) -> bool {
-        matches!(lock(&self.shared.source).state, SourceState::Streaming | SourceState::Halted)
+    /// This server process serves the stream from now on, where that is known.
+    pub(super) fn set_walsender(&self, pid: Option<u32>) {
+        self.shared.walsender.send_replace(pid);
+    }
+
+    /// The server process that holds the slot for this one; none: it is not this one's, as far as it knows.
+    pub(super) fn walsender(&self) -> Option<u32> {
+        let streams = matches!(lock(&self.shared.source).state, SourceState::Streaming | SourceState::Halted);
+        self.shared.walsender.borrow().filter(|_| streams)
+    }
+
+    /// Tells when another server process serves the stream.
+    pub(super) fn walsenders(&self) -> watch::Receiver<Option<u32>> {
+        self.shared.walsender.subscribe()
     }
 
     /// Who keeps the server from removing WAL, as a sentence.

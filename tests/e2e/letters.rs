@@ -215,6 +215,29 @@ fn x16_dead_letters_that_are_too_old_are_deleted_by_the_gateway_that_has_the_slo
     assert_eq!(standby.wait_for_end(DEADLINE).code, Some(0));
 }
 
+#[test]
+fn x16_a_gateway_that_has_lost_the_slot_deletes_nothing() {
+    let pair = Pair::new();
+    let slot = pair.database.slot.clone();
+    let first_setup = pair.setup("").more("dead_letters: { retain: 1s }");
+    let mut first = Walgate::run(&first_setup);
+    let id = pair.database.insert("order.created", "k", "{\"i\": 1}");
+    first.eventually("it has the slot", || pair.sick.settled(&id).is_some());
+    first.signal(Signal::STOP);
+    let mut second = Walgate::run(&pair.setup(""));
+    let id = pair.database.insert("order.created", "k", "{\"i\": 2}");
+    second.eventually("the second has it", || pair.sick.settled(&id).is_some());
+    fill(&pair, &slot, 50, "3 hours");
+    // It wakes, and does not know yet.
+    first.signal(Signal::CONT);
+    first.eventually("it stands by", || state(&first_setup).as_deref() == Some("standby"));
+    watch_for(Duration::from_secs(3));
+    assert_eq!(pair.dead(), 50);
+    second.terminate();
+    assert_eq!(second.wait_for_end(DEADLINE).code, Some(0));
+    first.eventually("it has it again, and keeps nothing", || pair.dead() == 0);
+}
+
 /// What the source of a walgate is doing.
 fn state(setup: &Setup) -> Option<String> {
     let (_, page) = http_get::get(setup.admin_port(), "/status")?;

@@ -19,18 +19,19 @@ pub struct Expired {
     pub rows: u64,
 }
 
-/// Deletes up to [`EXPIRE_ROWS`] dead letters of a slot that are older than `age`, the oldest first. Rows that somebody
-/// has locked are left for the next time.
+/// Deletes up to [`EXPIRE_ROWS`] dead letters of a slot that are older than `age`, the oldest first, if the slot is still
+/// held by the server process `walsender`: whoever was frozen and wakes may not know yet that it has lost it. Rows that
+/// somebody has locked are left for the next time.
 ///
 /// The connection is one that others use too, so nothing here waits for long: not for a lock, and, because nothing hangs
 /// on it that the rows are gone for good, not for a standby.
 ///
 /// # Errors
 /// A statement failed, or the connection broke.
-pub async fn expire(client: &Client, slot: &str, age: Duration) -> Result<Vec<Expired>, QueryError> {
+pub async fn expire(client: &Client, slot: &str, walsender: u32, age: Duration) -> Result<Vec<Expired>, QueryError> {
     let failed =
         |source| QueryError::Sql { what: "delete dead letters that are older than `dead_letters.retain`", source };
-    let messages = client.simple_query(&sql(slot, age)).await.map_err(failed)?;
+    let messages = client.simple_query(&sql(slot, walsender, age)).await.map_err(failed)?;
     let mut expired = Vec::new();
     for message in messages {
         if let SimpleQueryMessage::Row(row) = message {
@@ -44,7 +45,7 @@ pub async fn expire(client: &Client, slot: &str, age: Duration) -> Result<Vec<Ex
 
 /// One transaction. The rows are found by the index on (slot, stored_at), also where there are no statistics yet, and
 /// deleted by their numbers.
-fn sql(slot: &str, age: Duration) -> String {
+fn sql(slot: &str, walsender: u32, age: Duration) -> String {
     let (slot, seconds) = (quote_literal(slot), age.as_secs_f64());
     format!(
         "SET LOCAL lock_timeout = 1000; SET LOCAL statement_timeout = 5000; SET LOCAL synchronous_commit = off; \
@@ -52,6 +53,8 @@ fn sql(slot: &str, age: Duration) -> String {
          WITH old AS MATERIALIZED ( \
              SELECT id FROM {DEAD_LETTERS} \
              WHERE slot = {slot} AND stored_at < pg_catalog.now() - pg_catalog.make_interval(secs => {seconds:?}) \
+                 AND EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots \
+                             WHERE slot_name = {slot} AND active_pid = {walsender}) \
              ORDER BY stored_at LIMIT {EXPIRE_ROWS} FOR UPDATE SKIP LOCKED \
          ), gone AS ( \
              DELETE FROM {DEAD_LETTERS} WHERE id = ANY (ARRAY(SELECT id FROM old)) RETURNING sink \
@@ -66,7 +69,8 @@ mod tests {
 
     #[test]
     fn the_slot_is_a_literal_and_the_age_in_seconds() {
-        let sql = sql("wal'gate", Duration::from_secs(30 * 86_400));
+        let sql = sql("wal'gate", 42, Duration::from_secs(30 * 86_400));
         assert!(sql.contains("slot = 'wal''gate' AND") && sql.contains("(secs => 2592000.0)"), "{sql}");
+        assert!(sql.contains("slot_name = 'wal''gate' AND active_pid = 42)"), "{sql}");
     }
 }

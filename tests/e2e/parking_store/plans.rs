@@ -79,16 +79,22 @@ fn x16_expiring_neither_sorts_nor_scans() {
          SELECT (ARRAY['slot_of_the_test', 'b', 'c', 'd'])[n % 4 + 1], 'partner', '0/1', n, n, n, 't', n, 'r', '{}', \
            repeat('x', 300)::bytea, 'json', now(), 300, 0, now() - n * interval '10 seconds' FROM generate_series(1, 40000) n",
     );
+    // A slot is held by the session that has made it for itself.
+    let holder = rig.database.client();
+    holder.run(&format!("SELECT pg_create_physical_replication_slot('{SLOT}', false, true)"));
+    let pid: u32 = holder.value("SELECT pg_backend_pid()").parse().unwrap();
     let connect = super::connect(&rig.database);
-    let expired = |age: u64| {
+    let expired_by = |pid: u32, age: u64| {
         rig.runtime.block_on(async {
             let link = connect().await.unwrap();
             let driver = tokio::spawn(link.driver);
-            let expired = expire(&link.client, SLOT, Duration::from_secs(age)).await.unwrap();
+            let expired = expire(&link.client, SLOT, pid, Duration::from_secs(age)).await.unwrap();
             driver.abort();
             expired.iter().map(|expired| expired.rows).sum::<u64>()
         })
     };
+    assert_eq!(expired_by(pid + 1, 390_005), 0, "somebody else has the slot");
+    let expired = |age| expired_by(pid, age);
     let before = rig.database.server.log().len();
     assert_eq!((expired(400_100), expired(390_005), expired(350_005)), (0, 250, 1000));
     rig.database.sql("ANALYZE walgate.dead_letters");
