@@ -88,6 +88,7 @@ pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &F
         unrouted: config.unrouted,
         limits: config.limits.clone(),
         wal_budget: config.wal_budget.clone(),
+        dead_letters: config.dead_letters,
         removed: config.removed_sinks,
         wanted: wanted.standing_by(),
     }
@@ -100,6 +101,7 @@ fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> 
     if config.unrouted == Unrouted::DeadLetter {
         let mut lane = LaneSettings::from(&Delivery::default());
         (lane.policy.on_reject, lane.policy.dead_reason) = (OnReject::DeadLetter, Some("unrouted"));
+        lane.policy.letters = config.dead_letters.payload;
         lane.policy.parking = Some(ParkingPolicy {
             outages: false,
             park_after: Duration::MAX,
@@ -118,7 +120,7 @@ fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> 
             store: Some(store(config, "", fixed)),
             observer: Arc::new(Meter(metrics.sink(UNROUTED, &[]), metrics.clone())),
             required: true,
-            fingerprint: format!("{:?}", config.limits.parked),
+            fingerprint: format!("{:?} {:?}", config.limits.parked, config.dead_letters.payload),
         });
     }
     plans
@@ -133,7 +135,7 @@ fn plan(config: &Config, sink: Sink, fixed: &Fixed<'_>) -> LanePlan {
         routes.labels().into_iter().map(|label| mine.contains(&(*label).to_owned()).then_some(label)).collect();
     let mut lane = LaneSettings::from(&sink.delivery);
     let (on_reject, on_outage) = answers(&sink.delivery, tables);
-    lane.policy.on_reject = on_reject;
+    (lane.policy.on_reject, lane.policy.letters) = (on_reject, config.dead_letters.payload);
     let observer = Arc::new(Meter(metrics.sink(&sink.name, &labels), metrics.clone()));
     if tables {
         lane.policy.parking = Some(ParkingPolicy {
@@ -147,7 +149,7 @@ fn plan(config: &Config, sink: Sink, fixed: &Fixed<'_>) -> LanePlan {
         });
     }
     // Everything but the routes: those may change while the lane stays.
-    let parked = &config.limits.parked;
+    let parked = (&config.limits.parked, config.dead_letters.payload);
     let fingerprint = format!(
         "{:?} {:?} {on_reject:?} {on_outage:?} {tables} {} {parked:?}",
         sink.fingerprint, sink.delivery, config.limits.inflight.0

@@ -364,6 +364,7 @@ async fn park(
                             reason: invalid.as_ref().map(|rejection| rejection.reason.as_str().into()),
                             message: invalid.map(|rejection| rejection.message),
                             errors: Vec::new(),
+                            contents: true,
                         });
                     }
                 }

@@ -274,7 +274,8 @@ fn assemble(
     reloads: mpsc::Receiver<Reload>,
 ) -> Gateway {
     let Fixed { settings, metrics, tables, term, .. } = *fixed;
-    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, wanted, .. } = generation;
+    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, dead_letters, wanted, .. } =
+        generation;
     let checkpoint = Checkpoint::new(confirmed);
     let (lanes, endings) = Lanes::start(plans, &checkpoint);
     let course = Course { reader, router, route_numbers, lanes: lanes.handles(), unrouted, limits: limits.clone() };
@@ -304,6 +305,7 @@ fn assemble(
         budget,
         shutdown_timeout: config.shutdown_timeout.0,
         wal_budget,
+        dead_letters: watch::Sender::new(dead_letters),
         tables,
         term: term.clone(),
         accept_gap: false,

@@ -13,6 +13,10 @@ use super::{
     snippet::printable,
 };
 
+/// Bounds of `dead_letters.retain`. Beyond the upper one PostgreSQL's calendar ends.
+const SHORTEST_RETAIN: Duration = Duration::from_secs(1);
+const LONGEST_RETAIN: Duration = Duration::from_secs(1000 * 366 * 86_400);
+
 /// Faults of the core configuration: path and message.
 pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
     let mut faults = Vec::new();
@@ -64,6 +68,12 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
     }
     for (key, message) in wal_budget(&config.wal_budget) {
         fault(&format!("wal_budget.{key}"), message);
+    }
+    if config.dead_letters.retain.limit().is_some_and(|age| age < SHORTEST_RETAIN || age > LONGEST_RETAIN) {
+        fault(
+            "dead_letters.retain",
+            "must be from 1s to 1000years, or `forever`; `on_reject: skip` keeps no dead letters at all".into(),
+        );
     }
     if let Err(message) = listen_address(&config.admin.listen) {
         fault("admin.listen", message);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
-use super::{KeySource, Percent, Rate, WalSenderTimeout};
+use super::{KeySource, Percent, Rate, Retain, WalSenderTimeout};
 
 /// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub limits: Limits,
     /// WAL that the server may keep for the slot, and what is done before it is used up.
     pub wal_budget: WalBudget,
+    /// What is kept of deliveries that are not attempted any more, and for how long.
+    pub dead_letters: DeadLetters,
     /// The HTTP interface.
     pub admin: Admin,
     /// What a reload does about what a sink that it removes is still owed.
@@ -44,6 +46,7 @@ impl Default for Config {
             unrouted: Unrouted::default(),
             limits: Limits::default(),
             wal_budget: WalBudget::default(),
+            dead_letters: DeadLetters::default(),
             admin: Admin::default(),
             removed_sinks: RemovedSinks::default(),
             shutdown_timeout: HumanDuration(Duration::from_secs(10)),
@@ -60,6 +63,7 @@ pub(crate) const ROOT_KEYS: &[&str] = &[
     "unrouted",
     "limits",
     "wal_budget",
+    "dead_letters",
     "admin",
     "removed_sinks",
     "shutdown_timeout",
@@ -505,6 +509,27 @@ pub enum AtLast {
     Hold,
     /// What the sinks under `sacrifice` still owe is given up for them, so that the slot and the other sinks live.
     Sacrifice,
+}
+
+/// `dead_letters:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetters {
+    /// A dead letter that is older is deleted.
+    pub retain: Retain,
+    /// Whether the event itself is kept.
+    pub payload: LetterPayload,
+}
+
+/// `dead_letters.payload:`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LetterPayload {
+    /// Payload, headers and the sink's words are kept: the letter can be sent once more.
+    #[default]
+    Keep,
+    /// They are not: it stays known which event it was, and why. Such a letter is never sent.
+    Omit,
 }
 
 /// `admin:`

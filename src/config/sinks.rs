@@ -1,6 +1,12 @@
 //! `sinks:`, a mapping of names to one kind key each, and `delivery` beside it.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    fs::{self, File},
+    io::Read as _,
+    path::Path,
+    sync::Arc,
+};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -41,7 +47,8 @@ pub struct Sink {
     pub targets: Vec<Option<String>>,
     /// `delivery:`
     pub delivery: Delivery,
-    /// Tells whether another sink of this name is the same: a hash of all that was configured, secrets included.
+    /// Tells whether another sink of this name is the same: a hash of all that was configured, secrets and the content of
+    /// the files that it names included.
     pub fingerprint: [u8; 32],
 }
 
@@ -55,6 +62,9 @@ impl fmt::Debug for Sink {
             .finish_non_exhaustive()
     }
 }
+
+/// Bytes of a file that a sink names which are looked at; certificates have less.
+const LARGEST_FILE: u64 = 4 << 20;
 
 const SINKS: &str = "sinks";
 const DELIVERY: &str = "delivery";
@@ -143,7 +153,7 @@ fn load_one(
         Some(settings) => settings,
     };
     // Objects are written in the order of the file: another order may be another sink, which does no harm.
-    let fingerprint = Sha256::digest(format!("{kind}\n{settings}")).into();
+    let fingerprint = fingerprint(&kind, &settings, factory.files());
     let fields = factory.target().iter();
     let targets = fields.map(|field| settings.get(field.name).and_then(Value::as_str).map(str::to_owned)).collect();
     let reading = read_all(settings, &(&loading.map, &loading.expanded, &kind_path), &mut |value| {
@@ -156,6 +166,31 @@ fn load_one(
         loading.report(&kind_path, vec![Fault { path: issue_path, kind: FaultKind::BadValue(issue.message) }]);
     }
     Some(Sink { name, kind, factory, settings, targets, delivery: delivery?, fingerprint })
+}
+
+/// A hash of the configuration, and of the content of the files under these keys as it is now: certificates change while
+/// their paths do not.
+fn fingerprint(kind: &str, settings: &Value, files: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(format!("{kind}\n{settings}\n"));
+    for key in files {
+        let file = key.split('.').try_fold(settings, |value, step| value.get(step)).and_then(Value::as_str);
+        if let Some(content) = file.and_then(|file| content_of(Path::new(file))) {
+            hash.update(format!("{key} {}\n", content.len()));
+            hash.update(content);
+        }
+    }
+    hash.finalize().into()
+}
+
+/// What is in a file; none: it cannot be read, which is the sink's to say. Nothing but a regular file is waited for.
+fn content_of(file: &Path) -> Option<Vec<u8>> {
+    if !fs::metadata(file).ok()?.is_file() {
+        return None;
+    }
+    let mut content = Vec::new();
+    File::open(file).ok()?.take(LARGEST_FILE).read_to_end(&mut content).ok()?;
+    Some(content)
 }
 
 /// The one kind of a sink; every other key is reported.
@@ -244,5 +279,37 @@ fn reinterpret(value: Option<Value>, path: &KeyPath, loading: &Loading) -> Optio
             Some(provenance.reinterpret(&KeyPath::root(), &text).unwrap_or(Value::String(text)))
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_content_of_files_is_part_of_what_a_sink_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.crt");
+        let of = |settings: &Value| fingerprint("nats", settings, &["tls.ca_file", "tls.key_file"]);
+        let settings = json!({ "subject": "a", "tls": { "ca_file": file.display().to_string() } });
+        let absent = of(&settings);
+        assert_eq!(absent, of(&settings));
+        std::fs::write(&file, "one").unwrap();
+        let one = of(&settings);
+        assert!(one != absent && one == of(&settings));
+        std::fs::write(&file, "two").unwrap();
+        assert_ne!(of(&settings), one);
+        std::fs::write(&file, "one").unwrap();
+        assert_eq!(of(&settings), one);
+        // Another key with the same content is another sink; what is no regular file is not waited for.
+        let key = json!({ "subject": "a", "tls": { "key_file": file.display().to_string() } });
+        assert_ne!(of(&key), one);
+        for odd in
+            [json!({ "tls": { "ca_file": "/dev/zero" } }), json!({ "tls": { "ca_file": 7 } }), json!({ "tls": 7 })]
+        {
+            assert_eq!(of(&odd), of(&odd), "{odd}");
+        }
     }
 }

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, types::ToSql, types::Type};
 
 use super::{
-    parking::{DEAD_LETTERS, Filter, PARKED},
+    parking::{DEAD_LETTERS, Filter, OMITTED, PARKED},
     query::{QueryError, json_row, json_rows},
 };
+use crate::telemetry::clip;
 
 /// Which of the two tables, which have one shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -71,6 +72,9 @@ pub struct Group {
     pub rows: u64,
     /// Bytes of their events.
     pub bytes: u64,
+    /// How many of them are kept without their payload (`dead_letters.payload: omit`): those cannot be sent.
+    #[serde(default)]
+    pub without_payload: u64,
     /// Since when the first of them is there, as RFC 3339.
     pub oldest: String,
     /// And the last.
@@ -98,6 +102,9 @@ pub struct Line {
     pub hold_key: Option<String>,
     /// Attempts that were made.
     pub attempts: i64,
+    /// It is kept without payload and headers (`dead_letters.payload: omit`): it cannot be sent.
+    #[serde(default)]
+    pub without_payload: bool,
 }
 
 /// Everything of one row but its payload.
@@ -126,7 +133,7 @@ pub struct Whole {
     pub headers: Option<serde_json::Value>,
     /// The last attempts that failed, oldest first: `at` and `error` of each.
     pub errors: Option<serde_json::Value>,
-    /// What the payload's bytes are: json, text or binary.
+    /// What the payload's bytes are: json, text or binary; omitted: they are not kept.
     pub payload_format: String,
     /// How many there are; none: the event has no payload.
     pub payload_bytes: Option<u64>,
@@ -181,8 +188,9 @@ pub async fn count(client: &Client, shelf: Shelf, selection: &Selection) -> Resu
     let (conditions, parameters) = conditions(selection);
     let sql = format!(
         "SELECT pg_catalog.json_build_object('sink', sink, 'reason', reason, 'rows', rows, 'bytes', bytes, \
-             'oldest', {}, 'newest', {})::text \
+             'without_payload', without_payload, 'oldest', {}, 'newest', {})::text \
          FROM (SELECT sink, reason, pg_catalog.count(*) AS rows, pg_catalog.sum(bytes)::bigint AS bytes, \
+                   pg_catalog.count(*) FILTER (WHERE payload_format = '{OMITTED}') AS without_payload, \
                    pg_catalog.min(stored_at) AS oldest, pg_catalog.max(stored_at) AS newest \
                FROM {} WHERE {conditions} GROUP BY sink, reason) groups \
          ORDER BY rows DESC, sink, reason",
@@ -197,7 +205,8 @@ pub async fn count(client: &Client, shelf: Shelf, selection: &Selection) -> Resu
 fn line_columns() -> String {
     format!(
         "'id', id, 'sink', sink, 'stored_at', {}, 'event_type', event_type, 'event_id', event_id, \
-         'event_key', event_key, 'reason', reason, 'hold_key', hold_key, 'attempts', attempts",
+         'event_key', event_key, 'reason', reason, 'hold_key', hold_key, 'attempts', attempts, \
+         'without_payload', payload_format = '{OMITTED}'",
         rfc3339("stored_at")
     )
 }
@@ -246,6 +255,71 @@ pub async fn payload(client: &Client, shelf: Shelf, slot: &str, id: i64) -> Resu
     let sql = format!("SELECT payload FROM {} WHERE slot = $1 AND id = $2::bigint", shelf.table());
     let rows = client.query_typed(&sql, &parameters).await.map_err(failed)?;
     rows.first().map_or(Ok(None), |row| row.try_get(0).map_err(failed))
+}
+
+/// Dead letters that are kept without their payload, and so cannot be attempted again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unsendable {
+    /// How many there are.
+    pub rows: u64,
+    /// How many others fit as well, which can be.
+    pub others: u64,
+    /// The ids of the newest of their events.
+    pub event_ids: Vec<String>,
+}
+
+/// Ids that a sentence names at the most.
+const NAMED: u32 = 20;
+
+impl Unsendable {
+    /// Why they are not attempted again, and what to do; none: there are none.
+    #[must_use]
+    pub fn sentence(&self, sink: &str) -> Option<String> {
+        if self.rows == 0 {
+            return None;
+        }
+        let more = self.rows.saturating_sub(self.event_ids.len() as u64);
+        let ids = self.event_ids.iter().map(|id| clip(id)).collect::<Vec<_>>().join(", ");
+        let and_more = if more > 0 { format!(" and {more} more, as `walgate dlq list` shows") } else { String::new() };
+        let of = if sink.is_empty() { "of events without a route".to_owned() } else { format!("of sink `{sink}`") };
+        Some(format!(
+            "{} dead letters {of} cannot be attempted again: they were kept without their payload \
+             (`dead_letters.payload: omit`). Insert these events into the outbox once more, as copies under new ids, from \
+             its rows with the ids {ids}{and_more}; then drop the letters",
+            self.rows
+        ))
+    }
+}
+
+/// Which of these dead letters cannot be attempted again.
+///
+/// # Errors
+/// The query failed, or the connection broke.
+pub async fn unsendable(client: &Client, selection: &Selection) -> Result<Unsendable, QueryError> {
+    let (conditions, parameters) = conditions(selection);
+    let parameters = borrowed(&parameters);
+    let table = Shelf::DeadLetters.table();
+    let reading = Shelf::DeadLetters.reading();
+    let counted: Option<(u64, u64)> = json_row(
+        client,
+        reading,
+        &format!(
+            "SELECT pg_catalog.json_build_array(pg_catalog.count(*) FILTER (WHERE payload_format = '{OMITTED}'), \
+                 pg_catalog.count(*) FILTER (WHERE payload_format <> '{OMITTED}'))::text FROM {table} WHERE {conditions}"
+        ),
+        &parameters,
+    )
+    .await?;
+    let (rows, others) = counted.unwrap_or_default();
+    if rows == 0 {
+        return Ok(Unsendable { rows, others, event_ids: Vec::new() });
+    }
+    let sql = format!(
+        "SELECT pg_catalog.to_json(event_id)::text FROM {table} \
+         WHERE {conditions} AND payload_format = '{OMITTED}' ORDER BY id DESC LIMIT {NAMED}"
+    );
+    let event_ids = json_rows(client, reading, &sql, &parameters).await?;
+    Ok(Unsendable { rows, others, event_ids })
 }
 
 fn borrowed(parameters: &[String]) -> Vec<&str> {

@@ -8,7 +8,10 @@ use super::{
     lot::{BATCH, Burial, Chore, DELETE, Done, KEY_PAGE, Leaving, MAX_KEYS, Mode, REVIVE, Revival, Underway, WINDOW},
     work::{Debt, Finished, Item, Note},
 };
-use crate::control::parking::{HoldKey, Page, Place, StoreError};
+use crate::{
+    config::LetterPayload,
+    control::parking::{HoldKey, Page, Place, StoreError},
+};
 
 /// Pauses between attempts to use the tables.
 const STORE_FIRST: Duration = Duration::from_millis(100);
@@ -107,6 +110,9 @@ impl Lane {
             let mut parcel = self.parcel(&burial.item, Some(hold));
             parcel.reason = Some(burial.reason.into());
             parcel.message = Some(burial.message.clone());
+            if self.policy.letters == LetterPayload::Omit {
+                parcel.omit_contents();
+            }
             letters.push(parcel);
         }
         self.lot.underway = Some(Underway::Bury(burials));
@@ -190,10 +196,14 @@ impl Lane {
                 return finished;
             }
         };
-        if self.lot.error.take().is_some() {
-            finished.notes.push(Note::StoreWorks);
+        // A full disk, or a right that is missing, can be read all the while: the pauses between attempts to write grow.
+        if !self.lot.unwritten || underway.writes() || !self.lot.writes() {
+            if self.lot.error.take().is_some() {
+                finished.notes.push(Note::StoreWorks);
+            }
+            (self.lot.failures, self.lot.unwritten) = (0, false);
         }
-        (self.lot.failures, self.lot.retry_at) = (0, None);
+        self.lot.retry_at = None;
         match (underway, done) {
             (Underway::Open, Done::Opened(opening)) => {
                 (self.lot.rows, self.lot.bytes) = (opening.rows + opening.key_rows, opening.bytes);
@@ -285,6 +295,7 @@ impl Lane {
         finished: &mut Finished,
     ) {
         let pause = delay(STORE_FIRST, STORE_LONGEST, self.lot.failures, jitter);
+        self.lot.unwritten |= underway.writes();
         self.lot.look_again |= !error.lasting && self.lot.mode != Mode::Unread;
         if let Underway::Park(leaving) = &underway {
             // They may be there all the same, and what comes behind them of their keys will be.
@@ -419,6 +430,7 @@ impl Lane {
                 false => self.lot.given_up = self.lot.given_up.saturating_sub(1),
             }
             self.progress_at = Some(now);
+            let message = (self.policy.letters == LetterPayload::Keep).then_some(message);
             finished.notes.push(Note::DeadLettered { attempt, reason, message });
         }
     }

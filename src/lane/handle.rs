@@ -166,6 +166,11 @@ impl LaneHandle {
         self.nudge();
     }
 
+    /// So many dead letters of the sink were deleted.
+    pub fn letters_deleted(&self, rows: u64) {
+        self.0.lock().lane.letters_deleted(rows);
+    }
+
     /// Takes the answers that there are: numbers of requests, and how many dead letters are attempted again.
     #[must_use]
     pub fn revived(&self) -> Vec<(i64, u64)> {

@@ -119,9 +119,17 @@ impl Journal {
                 self.observer.delivered(attempt.route, DeliveryOutcome::DeadLettered, 1);
                 self.observer.dead_lettered(reason);
                 let Attempt { event_id, position, route, number } = attempt;
+                let Some(message) = message else {
+                    tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
+                        attempt = number, reason,
+                        "event is a dead letter: walgate.dead_letters keeps which event it was and why, without its \
+                         payload, because dead_letters.payload is omit; it is never sent again");
+                    return;
+                };
                 tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
                     attempt = number, reason, error = sentence(message),
-                    "event is a dead letter: it is kept in walgate.dead_letters and not attempted again;                      `walgate dlq retry` sends it once more");
+                    "event is a dead letter: it is kept in walgate.dead_letters and not attempted again; \
+                     `walgate dlq retry` sends it once more");
             }
             Note::KeyParked { attempt, halted, error } => {
                 let cause = if *halted { "key_halted" } else { "key_parked" };

@@ -155,6 +155,16 @@ pub(super) enum Underway {
     Revive,
 }
 
+impl Underway {
+    /// Whether it changes the tables.
+    pub(super) fn writes(&self) -> bool {
+        match self {
+            Underway::Open | Underway::Page | Underway::PageOf(_) => false,
+            Underway::Park(_) | Underway::Bury(_) | Underway::Hold(_) | Underway::Delete(_) | Underway::Revive => true,
+        }
+    }
+}
+
 /// A key whose deliveries are in the table.
 #[derive(Debug)]
 pub(super) struct ParkedKey {
@@ -251,6 +261,8 @@ pub(super) struct Lot {
     pub(super) retry_at: Option<Instant>,
     pub(super) failures: u32,
     pub(super) error: Option<String>,
+    /// It was a write that failed: that something can be read does not mend it.
+    pub(super) unwritten: bool,
     /// An operation failed, and may have happened all the same: what is there is looked at again.
     pub(super) look_again: bool,
     /// Rows that are written at a time: fewer while one of them cannot be.
@@ -286,11 +298,21 @@ impl Lot {
             retry_at: None,
             failures: 0,
             error: None,
+            unwritten: false,
             look_again: false,
             batch: BATCH.rows,
             last: 0,
             full: false,
         }
+    }
+
+    /// Whether something is to be written.
+    pub(super) fn writes(&self) -> bool {
+        !(self.leaving.is_empty()
+            && self.burying.is_empty()
+            && self.marking.is_empty()
+            && self.removed.is_empty()
+            && self.revivals.is_empty())
     }
 
     /// Whether deliveries can go to the tables.

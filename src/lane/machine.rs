@@ -469,9 +469,9 @@ impl Lane {
                 finished.notes.push(Note::Skipped { attempt, rejection });
             }
             OnReject::DeadLetter if stores => self.bury(item, rejection.reason.as_str(), rejection.message),
-            OnReject::ParkKey if stores => self.hold_key(item, rejection.message, now, finished),
+            OnReject::ParkKey if stores => self.hold_key(item, rejection, now, finished),
             // A row that is settled already holds nothing but its key.
-            _ if !item.is_live() => self.hold_key(item, rejection.message, now, finished),
+            _ if !item.is_live() => self.hold_key(item, rejection, now, finished),
             OnReject::Halt | OnReject::DeadLetter | OnReject::ParkKey => {
                 self.queue.halt(item.key());
                 self.halted.push(item.work);
@@ -481,8 +481,9 @@ impl Lane {
     }
 
     /// The key waits in the table until somebody decides about this event.
-    fn hold_key(&mut self, mut item: Item, error: String, now: Instant, finished: &mut Finished) {
-        self.remember(&mut item, &error, now);
+    fn hold_key(&mut self, mut item: Item, rejection: Rejection, now: Instant, finished: &mut Finished) {
+        let error = rejection.message;
+        self.remember(&mut item, rejection.reason.as_str(), &error, now);
         match self.lot.holds(&item) {
             Some(hold) if !item.is_live() => {
                 finished.notes.push(Note::KeyParked { attempt: item.attempt(), halted: true, error });
@@ -509,7 +510,7 @@ impl Lane {
 
     /// This attempt failed: what follows from it.
     fn failed(&mut self, mut item: Item, failure: Failure, now: Instant, jitter: f64, finished: &mut Finished) {
-        self.remember(&mut item, &failure.message, now);
+        self.remember(&mut item, failure.kind.as_str(), &failure.message, now);
         if let Some((reason, message)) = self.given_up(&item, now) {
             self.note_trouble(&item, &failure.message, failure.kind.as_str(), now, None);
             return self.bury(item, reason, format!("{message}; the last time: {}", failure.message));

@@ -40,8 +40,8 @@
 //! | key parked | ready | the key is due, or was skipped or revived by an operator |
 //! | in flight, ready | dying | rejected and `on_reject: dead_letter`; `max_attempts`, `max_age`. Its key is held |
 //! | leaving, ready ... | dying | the sink is sacrificed to the WAL budget |
-//! | dying | dead, settled | its dead letter is committed; its row in `parked`, if it had one, is gone with the same commit |
-//! | dead | parked | an operator wants it attempted again: under another dedup id, with its key |
+//! | dying | dead, settled | its dead letter is committed; its row in `parked`, if it had one, is gone with the same commit. With `dead_letters.payload: omit` the letter lacks what could be sent |
+//! | dead | parked | an operator wants it attempted again, and it has its payload: under another dedup id, with its key |
 //! | halted | settled | an operator skips it |
 //! | anything but in flight | settled | a reload removes the sink, and `removed_sinks: drop` |
 //!

@@ -15,6 +15,11 @@ impl Lane {
         self.lot.revivals.push_back(Revival { request, filter, before, run, rows: 0 });
     }
 
+    /// So many dead letters were deleted, by somebody else.
+    pub fn letters_deleted(&mut self, rows: u64) {
+        self.lot.dead_letters = self.lot.dead_letters.saturating_sub(rows);
+    }
+
     /// Leaves out an event that holds its key. Whether there is such an event.
     pub fn skip(&mut self, event_id: &str, now: Instant) -> Option<Finished> {
         let mut finished = Finished::default();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::lot::ParkingPolicy;
-use crate::config::{Delivery, OnReject, Rate};
+use crate::config::{Delivery, LetterPayload, OnReject, Rate};
 
 /// No pause is longer, whatever the configuration asks for: adding it to an [`std::time::Instant`] must not overflow.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -35,6 +35,8 @@ pub struct LanePolicy {
     pub parking: Option<ParkingPolicy>,
     /// What every dead letter's class is, in place of its rejection's.
     pub dead_reason: Option<&'static str>,
+    /// Whether dead letters keep the event.
+    pub letters: LetterPayload,
     /// Whether it begins [dormant](super::Lane::doze).
     pub dormant: bool,
 }
@@ -60,6 +62,7 @@ impl From<&Delivery> for LanePolicy {
             max_age: delivery.retry.max_age.map(|age| age.0),
             parking: None,
             dead_reason: None,
+            letters: LetterPayload::default(),
             dormant: false,
         }
     }

@@ -51,16 +51,17 @@ impl Lane {
             hold,
             reason: invalid.map(|rejection| rejection.reason.as_str().into()),
             message: invalid.map(|rejection| rejection.message.clone()),
+            contents: true,
             errors: item.history.as_ref().map(|history| history.errors.iter().cloned().collect()).unwrap_or_default(),
         }
     }
 
     /// Remembers a failed attempt.
-    pub(super) fn remember(&self, item: &mut Item, error: &str, now: Instant) {
+    pub(super) fn remember(&self, item: &mut Item, kind: &'static str, error: &str, now: Instant) {
         if !self.lot.is_usable() {
             return;
         }
-        let attempted = Attempted { at: self.wall(now), error: crate::telemetry::sentence(error) };
+        let attempted = Attempted { at: self.wall(now), kind: kind.into(), error: crate::telemetry::sentence(error) };
         item.history.get_or_insert_with(|| Box::new(History::new(now))).add(attempted);
     }
 

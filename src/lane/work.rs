@@ -132,8 +132,8 @@ pub enum Note {
         attempt: Attempt,
         /// The class: that of its rejection, or `max_attempts`, `max_age`, `unrouted`, `sacrificed`.
         reason: &'static str,
-        /// Why, in a sentence.
-        message: String,
+        /// Why, in a sentence; none: it is not to be kept, nor is the event itself.
+        message: Option<String>,
     },
     /// An event and everything behind it of its key go to the table of parked deliveries; the rest of the sink goes on.
     KeyParked {

@@ -116,6 +116,7 @@ pub struct Metrics {
     parked_bytes: Family<SinkLabel, Gauge>,
     parked_keys: Family<SinkLabel, Gauge>,
     dead_letters: Family<DeadLabels, Counter>,
+    letters_expired: Counter,
     discarded: Family<ReasonLabel, Counter>,
     ignored_rows: Family<RowLabel, Counter>,
     /// Events read from the stream and mapped.
@@ -190,6 +191,7 @@ impl Metrics {
             parked_bytes: Family::default(),
             parked_keys: Family::default(),
             dead_letters: Family::default(),
+            letters_expired: Counter::default(),
             discarded: Family::default(),
             ignored_rows: Family::default(),
             events_received: Counter::default(),
@@ -254,6 +256,11 @@ impl Metrics {
             "dead_letters",
             "Deliveries that became dead letters, by class",
             metrics.dead_letters.clone(),
+        );
+        registry.register(
+            "dead_letters_expired",
+            "Dead letters that were deleted because they were older than `dead_letters.retain`",
+            metrics.letters_expired.clone(),
         );
         registry.register("discarded_events", "Events that were not delivered, by rule", metrics.discarded.clone());
         registry.register(
@@ -403,6 +410,11 @@ impl Metrics {
     pub fn reloaded(&self, applied: bool) {
         let outcome = if applied { "applied" } else { "refused" };
         self.reloads.get_or_create_owned(&ReloadLabel { outcome }).inc();
+    }
+
+    /// Counts dead letters that were deleted because of their age.
+    pub fn letters_expired(&self, rows: u64) {
+        self.letters_expired.inc_by(rows);
     }
 
     /// Counts an event that goes nowhere, by a rule of the configuration.

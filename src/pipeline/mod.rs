@@ -13,6 +13,7 @@ mod pulse;
 mod recorder;
 mod reload;
 mod requests;
+mod retention;
 mod standby;
 mod status;
 mod stop;
@@ -39,7 +40,7 @@ use self::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::{Limits, WalBudget},
+    config::{DeadLetters, Limits, WalBudget},
     control::{Bounds, Session, Term, Wanted},
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, Shutdown, SourceError, StreamOptions},
@@ -107,6 +108,8 @@ pub struct Gateway {
     pub shutdown_timeout: Duration,
     /// What is done about WAL that is kept.
     pub wal_budget: WalBudget,
+    /// What is kept of dead letters, for as long as anybody wants to know.
+    pub dead_letters: watch::Sender<DeadLetters>,
     /// Whether walgate's own tables may be used.
     pub tables: bool,
     /// The term that is written in.
@@ -210,7 +213,9 @@ impl Gateway {
         );
         if self.tables {
             let (clients, slot) = (self.session.clients(), self.options.slot.clone());
-            beside.spawn(requests::serve(clients, slot, self.term.clone(), self.board.clone()));
+            beside.spawn(requests::serve(clients.clone(), slot.clone(), self.term.clone(), self.board.clone()));
+            let (terms, letters) = (self.terms.subscribe(), self.dead_letters.subscribe());
+            beside.spawn(retention::serve(clients, slot, terms, letters, self.board.clone()));
         }
         let mut stopped = stop.subscribe();
         let mut state = Attempts::default();
@@ -380,6 +385,7 @@ impl Gateway {
                 self.limits = generation.limits;
                 wal_budget.send_replace(generation.wal_budget);
                 self.wanted.send_replace(generation.wanted);
+                self.dead_letters.send_replace(generation.dead_letters);
                 self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());
                 Ok(format!("generation {} is in force; {summary}", self.board.next_generation()))
             }

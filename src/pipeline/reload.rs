@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{LanePlan, Lanes, NamedLane};
 use crate::{
-    config::{Limits, RemovedSinks, Unrouted, WalBudget},
+    config::{DeadLetters, Limits, RemovedSinks, Unrouted, WalBudget},
     control::Wanted,
     router::Router,
     source::OutboxReader,
@@ -41,6 +41,8 @@ pub struct Generation {
     pub limits: Limits,
     /// What is done about WAL that is kept.
     pub wal_budget: WalBudget,
+    /// What is kept of dead letters.
+    pub dead_letters: DeadLetters,
     /// What happens to the debts of sinks that are removed.
     pub removed: RemovedSinks,
     /// What the catalogs must hold.

@@ -8,7 +8,9 @@ use tokio_postgres::Client;
 use super::{NamedLane, StatusBoard};
 use crate::{
     control::{
-        QueryError, Term, parking,
+        QueryError, Term,
+        dead_letters::{self, Selection},
+        parking,
         requests::{self, Answer, Request, Verb},
     },
     telemetry::failpoint,
@@ -21,8 +23,9 @@ const EVERY: Duration = Duration::from_secs(1);
 ///
 /// While another process has the slot they are that one's.
 pub async fn serve(clients: watch::Receiver<Option<Arc<Client>>>, slot: String, term: Term, board: StatusBoard) {
-    // Retries that are under way: their requests are answered when their dead letters are on their way out.
-    let mut reviving: HashMap<i64, String> = HashMap::new();
+    // Retries that are under way: their requests are answered when their dead letters are on their way out. With what
+    // must be said of those that cannot be.
+    let mut reviving: HashMap<i64, Option<String>> = HashMap::new();
     loop {
         sleep(EVERY).await;
         let client = clients.borrow().clone();
@@ -38,13 +41,15 @@ async fn turn(
     slot: &str,
     term: i64,
     lanes: &[NamedLane],
-    reviving: &mut HashMap<i64, String>,
+    reviving: &mut HashMap<i64, Option<String>>,
 ) -> Result<(), QueryError> {
     for lane in lanes {
         for (id, rows) in lane.handle.revived() {
-            reviving.remove(&id);
-            let outcome = format!("{rows} dead letters of sink `{}` are attempted again", lane.name);
-            answer(client, id, Answer { failed: false, outcome, affected: rows }).await?;
+            let refused = reviving.remove(&id).flatten();
+            let failed = refused.is_some();
+            let refused = refused.map(|why| format!("; {why}")).unwrap_or_default();
+            let outcome = format!("{rows} dead letters of sink `{}` are attempted again{refused}", lane.name);
+            answer(client, id, Answer { failed, outcome, affected: rows }).await?;
         }
     }
     // One at a time and in order: what comes behind a retry waits for it.
@@ -62,8 +67,8 @@ async fn turn(
         let done = carry_out(client, slot, &request, lanes).await?;
         failpoint("request.carried_out");
         match done {
-            Some(done) => answer(client, request.id, done).await?,
-            None => drop(reviving.insert(request.id, request.sink)),
+            Done::Answered(done) => answer(client, request.id, done).await?,
+            Done::Reviving(refused) => drop(reviving.insert(request.id, refused)),
         }
     }
     Ok(())
@@ -83,15 +88,17 @@ async fn answer(client: &Client, id: i64, answer: Answer) -> Result<(), QueryErr
     Ok(())
 }
 
-/// The answer, or none yet.
-async fn carry_out(
-    client: &Client,
-    slot: &str,
-    request: &Request,
-    lanes: &[NamedLane],
-) -> Result<Option<Answer>, QueryError> {
+/// What came of a request so far.
+enum Done {
+    /// All of it.
+    Answered(Answer),
+    /// Dead letters are on their way; and what to say of those that are not.
+    Reviving(Option<String>),
+}
+
+async fn carry_out(client: &Client, slot: &str, request: &Request, lanes: &[NamedLane]) -> Result<Done, QueryError> {
     let sink = &request.sink;
-    let said = |failed, outcome: String, affected| Some(Answer { failed, outcome, affected });
+    let said = |failed, outcome: String, affected| Done::Answered(Answer { failed, outcome, affected });
     let lane = lanes.iter().find(|lane| lane.shelf == *sink);
     let Some(lane) = lane else {
         let outcome = match &request.verb {
@@ -117,11 +124,18 @@ async fn carry_out(
             false => said(true, format!("no event {event_id} holds a key of sink `{sink}`"), 0),
         },
         Verb::Retry(filter) => {
+            let selection = Selection { slot: slot.to_owned(), sink: Some(sink.clone()), filter: filter.clone() };
+            let unsendable = dead_letters::unsendable(client, &selection).await?;
+            let refused = unsendable.sentence(sink);
+            if let Some(why) = refused.as_ref().filter(|_| unsendable.others == 0) {
+                return Ok(said(true, why.clone(), 0));
+            }
             lane.handle.revive(request.id, filter.clone(), request.asked_at, format!("r{}", request.id));
-            None
+            Done::Reviving(refused)
         }
         Verb::Drop(filter) => {
             let rows = parking::discard(client, slot, sink, filter).await?;
+            lane.handle.letters_deleted(rows);
             said(false, format!("{rows} dead letters of sink `{sink}` are deleted"), rows)
         }
     })

@@ -236,6 +236,11 @@ impl StatusBoard {
         self.shared.far_ahead.load(Ordering::Acquire)
     }
 
+    /// So many dead letters were older than they may become, and are deleted.
+    pub(super) fn letters_expired(&self, rows: u64) {
+        self.shared.metrics.letters_expired(rows);
+    }
+
     /// Who keeps the server from removing WAL, as a sentence.
     pub(super) fn wal_holder(&self) -> String {
         self.status().wal_holder

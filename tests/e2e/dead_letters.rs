@@ -292,7 +292,7 @@ fn the_answer_of_a_gateway_is_waited_for_and_told() {
 }
 
 /// Says that it is over when it is dropped.
-struct End<'a>(&'a AtomicBool);
+pub(crate) struct End<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {

@@ -3,8 +3,10 @@
 
 use serde_json::Value;
 
+use crate::parking::with_tables;
 use crate::rig::Rig;
 use crate::support::impostor::{FAULTS, Fault, Impostor, Trusted};
+use crate::support::postgres::Postgres;
 use crate::support::receiver::SECRET;
 use crate::support::wait::{DEADLINE, eventually};
 use crate::support::walgate::Walgate;
@@ -107,6 +109,45 @@ fn g8_x12_no_sink_believes_a_server_with_a_bad_certificate() {
         rig.assert_not_passed(&event);
         walgate.kill9();
         rig.database.confirmed_when_released();
+    }
+}
+
+#[test]
+fn x12_another_ca_in_the_same_file_is_taken_up_by_a_reload() {
+    let rig = Rig::with(with_tables(Postgres::shared().database().with_keyed_outbox()));
+    let (stranger, trusted) = (Trusted::new(), Trusted::new());
+    // All of them trust a CA that has signed nothing.
+    let ca = crate::support::processes::folder("ca").join("ca.crt");
+    std::fs::copy(&stranger.ca_file, &ca).expect("a file");
+    let impostors: Vec<Impostor> =
+        KINDS.iter().map(|kind| Impostor::start(&trusted, Fault::None, kind.greeting)).collect();
+    let mut setup = rig.source();
+    for (kind, impostor) in KINDS.iter().zip(&impostors) {
+        let name = kind.name;
+        let config = (kind.config)(impostor.port(), ca.to_str().expect("a path"));
+        setup = setup.sink(&format!(
+            "{name}: {{ {name}: {{ {config} }}, delivery: {{ timeout: 1s, park_after: 1s, retry: {{ initial: 20ms, max: 200ms, \
+             connection_max: 200ms }} }} }}"
+        ));
+    }
+    let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+    let setup = setup.route("**", &format!("[{}]", names.join(", ")));
+    let file = setup.write();
+    let mut walgate = Walgate::run_file(&setup, &file);
+    let event = rig.insert("k");
+    for (name, impostor) in names.iter().zip(&impostors) {
+        eventually(DEADLINE, &format!("{name} does not believe it"), || {
+            last_error(walgate.status(), name).is_some_and(|error| error.contains("certificate"))
+        });
+        assert_eq!(impostor.believed(), 0, "{name}");
+    }
+    rig.wait_confirmed(&mut walgate, &event);
+    std::fs::copy(&trusted.ca_file, &ca).expect("a file");
+    let line = crate::reload::hup(&mut walgate, &file, &setup.yaml());
+    let all = format!("made anew: {}", names.join(", "));
+    assert!(line.contains("configuration reloaded") && line.contains(&all), "{line}");
+    for (name, impostor) in names.iter().zip(&impostors) {
+        eventually(DEADLINE, &format!("{name} believes it now"), || impostor.believed() > 0);
     }
 }
 

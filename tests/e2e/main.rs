@@ -35,12 +35,14 @@ mod fanout;
 mod five;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod five_parked;
+mod full_disk;
 mod hostile;
 mod impostors;
 #[cfg(feature = "webhook")]
 mod inward;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod letters;
 #[cfg(feature = "nats")]
 mod nats;
 mod operation;
@@ -54,6 +56,7 @@ mod reload;
 mod revoked;
 mod rig;
 mod routing;
+mod scarce;
 mod secrets;
 mod shipped;
 mod skeleton;

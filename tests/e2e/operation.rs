@@ -62,6 +62,7 @@ const FAMILIES: &[(&str, &str, Option<&str>)] = &[
     ("walgate_config_generation", "gauge", None),
     ("walgate_config_reloads", "counter", None),
     ("walgate_dead_letters", "counter", None),
+    ("walgate_dead_letters_expired", "counter", None),
     ("walgate_delivery_seconds", "histogram", Some("seconds")),
     ("walgate_discarded_events", "counter", None),
     ("walgate_events", "counter", None),

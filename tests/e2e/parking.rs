@@ -106,7 +106,7 @@ impl Pair {
     }
 
     /// Asks the gateway for something, as the command line does; the answer.
-    fn ask(&self, walgate: &mut Walgate, verb: &str, arguments: &str) -> (bool, String) {
+    pub(crate) fn ask(&self, walgate: &mut Walgate, verb: &str, arguments: &str) -> (bool, String) {
         let slot = &self.database.slot;
         let id = self.database.value(&format!(
             "INSERT INTO walgate.requests (slot, verb, sink, arguments) VALUES ('{slot}', '{verb}', 'sick', '{arguments}') \
@@ -127,7 +127,7 @@ impl Pair {
 }
 
 /// Of each key, the receipts never skip forward, and everything is there.
-fn assert_order(pair: &Pair, receiver: &Receiver, left_out: &[String]) {
+pub(crate) fn assert_order(pair: &Pair, receiver: &Receiver, left_out: &[String]) {
     let rows = pair.database.sql("SELECT id::text, aggregate_id FROM outbox_events ORDER BY (payload->>'i')::int");
     let mut numbers = std::collections::HashMap::new();
     let mut by_key: std::collections::HashMap<String, usize> = Default::default();

@@ -181,6 +181,7 @@ fn parcel(event: Event) -> Parcel {
         reason: None,
         message: None,
         errors: Vec::new(),
+        contents: true,
     }
 }
 
@@ -243,7 +244,9 @@ fn strange_parcels() -> Vec<Parcel> {
     (strange.delivery.dedup_id, strange.delivery.ordering_key) = (hostile.into(), Some(hostile.into()));
     (strange.delivery.attempt, strange.route) = (u32::MAX, hostile.into());
     (strange.reason, strange.message) = (Some(hostile.into()), Some(hostile.into()));
-    strange.errors = (0..10).map(|n| Attempted { at: Timestamp(n * 1_000_003), error: hostile.into() }).collect();
+    strange.errors = (0..10)
+        .map(|n| Attempted { at: Timestamp(n * 1_000_003), kind: "timeout".into(), error: hostile.into() })
+        .collect();
     parcels.push(strange);
     let long: String = "ß".repeat(1_700);
     let mut long_key = event(4, 0, "{}");
@@ -295,7 +298,7 @@ fn what_a_sink_says_never_makes_a_row_unwritable() {
     let store = rig.store();
     let mut refused = parcel(event(1, 0, "{}"));
     (refused.reason, refused.message) = (Some("re\0fused".into()), Some("no\0, \u{1F600}".into()));
-    refused.errors = vec![Attempted { at: Timestamp(0), error: "\0gone\0".into() }; 12];
+    refused.errors = vec![Attempted { at: Timestamp(0), kind: "timeout".into(), error: "\0gone\0".into() }; 12];
     store.park(std::slice::from_ref(&refused));
     let row = &store.all()[0];
     assert_eq!(row.rejected, Some(("refused".into(), "no, \u{1F600}".into())));
@@ -468,7 +471,7 @@ fn a_letter_is_buried_whole_or_not_at_all() {
     let id = rig.value("SELECT id FROM walgate.dead_letters");
     let mut again = letter(parcels[0].clone(), "too_large");
     again.delivery.attempt = 4;
-    again.errors = vec![Attempted { at: Timestamp(1), error: "no".into() }];
+    again.errors = vec![Attempted { at: Timestamp(1), kind: "timeout".into(), error: "no".into() }];
     store.bury(&[letter(parcels[0].clone(), "refused"), again], &[rows[0].id]);
     assert_eq!(rig.count("dead_letters"), 1);
     let sql = "SELECT id || ' ' || attempts || ' ' || reason || ' ' || message || ' ' || (errors->0->>'error') FROM walgate.dead_letters";
@@ -497,7 +500,7 @@ fn dead_letters_come_back_under_another_id() {
     letters[1] = letter(parcel(event(2, 0, "no key")), "refused");
     letters[2].reason = Some("too_large".into());
     letters[3].delivery.event.event_type = "order.paid".into();
-    letters[5].errors = vec![Attempted { at: Timestamp(1), error: "no".into() }];
+    letters[5].errors = vec![Attempted { at: Timestamp(1), kind: "timeout".into(), error: "no".into() }];
     letters[5].delivery.attempt = 3;
     store.bury(&letters, &[]);
     let other = rig.store_of(SLOT, "other", Duration::from_secs(20), Duration::from_secs(60));
@@ -558,6 +561,48 @@ fn dead_letters_come_back_under_another_id() {
 }
 
 #[test]
+fn x16_a_letter_without_its_contents_never_comes_back() {
+    let rig = Rig::new();
+    let store = rig.store();
+    let whole = |n: u64| {
+        let mut parcel = letter(parcel_of_key(n, "k"), "refused");
+        parcel.delivery.event.payload = Some(Bytes::from_static(b"canary-payload"));
+        parcel.delivery.event.headers =
+            [(ByteString::from("a"), ByteString::from("canary-header"))].into_iter().collect();
+        parcel.message = Some("it says: canary-message".into());
+        parcel.errors = vec![Attempted { at: Timestamp(1), kind: "refused".into(), error: "canary-error".into() }];
+        parcel
+    };
+    let omitted = |n: u64| {
+        let mut parcel = whole(n);
+        parcel.omit_contents();
+        parcel
+    };
+    let holds_canary = "SELECT count(*) FROM walgate.dead_letters d \
+                        WHERE d::text LIKE '%canary%' OR position('canary'::bytea IN payload) > 0";
+    // The letter of a place is replaced whole: by one that holds less, and by one that holds more.
+    store.bury(&[whole(1), omitted(2)], &[]);
+    assert_eq!(rig.value(holds_canary), "1");
+    store.bury(&[omitted(1), omitted(2)], &[]);
+    assert_eq!((rig.value(holds_canary).as_str(), rig.count("dead_letters")), ("0", 2));
+    let kept = "SELECT string_agg(concat_ws(' ', event_id, event_type, event_key, reason, target, errors, payload_format), ',' \
+                ORDER BY commit_lsn) FROM walgate.dead_letters";
+    let errors = r#"[{"at":"1970-01-01T00:00:00.000001Z","kind":"refused"}]"#;
+    let row = |n: u64| format!(r#"id-{n}-0 order.created k refused {{"topic":"orders"}} {errors} omitted"#);
+    assert_eq!(rig.value(kept), format!("{},{}", row(1), row(2)));
+    assert_eq!(store.revive(Filter::default(), i64::MAX / 2, "r1", 10), (0, Vec::new(), true));
+    store.bury(&[whole(2)], &[]);
+    assert_eq!(store.revive(Filter::default(), i64::MAX / 2, "r1", 10), (1, vec![HoldKey::from_text("key:k")], true));
+    assert_eq!((rig.count("dead_letters"), rig.count("parked")), (1, 1));
+    // Who moves it by hand has moved nothing that could be sent.
+    let columns = "slot, sink, commit_lsn, ordinal, delivery, event_id, event_type, dedup_id, route, target, payload, \
+                   payload_format, committed_at, bytes, attempts";
+    rig.database.sql(&format!("INSERT INTO walgate.parked ({columns}) SELECT {columns} FROM walgate.dead_letters"));
+    let error = store.run(store.store.page(None, ALL)).unwrap_err();
+    assert!(error.message.contains("kept without its payload") && !error.message.contains("canary"), "{error}");
+}
+
+#[test]
 fn other_encodings_hold_what_they_can() {
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let rig = Rig::with(Postgres::shared().database_in(encoding));
@@ -571,7 +616,7 @@ fn other_encodings_hold_what_they_can() {
         parcel.hold = Some(HoldKey::of(&parcel.delivery));
         parcel.message = Some("нет".into());
         parcel.reason = Some("refused".into());
-        parcel.errors = vec![Attempted { at: Timestamp(1), error: "нет".into() }];
+        parcel.errors = vec![Attempted { at: Timestamp(1), kind: "timeout".into(), error: "нет".into() }];
         store.park(std::slice::from_ref(&parcel));
         let rows = store.of_key(&HoldKey::from_text("key:clé"));
         let mut expected = parcel.clone();

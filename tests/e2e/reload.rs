@@ -24,7 +24,7 @@ fn rewrite(file: &Path, text: &str) {
     std::fs::write(file, text).expect("the configuration file");
 }
 
-fn hup(walgate: &mut Walgate, file: &Path, text: &str) -> String {
+pub(crate) fn hup(walgate: &mut Walgate, file: &Path, text: &str) -> String {
     let before = said(walgate);
     rewrite(file, text);
     walgate.signal(Signal::HUP);

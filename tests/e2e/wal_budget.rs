@@ -50,7 +50,7 @@ fn told(walgate: &Walgate, level: &str) -> Vec<Value> {
 #[test]
 fn s10_the_end_of_the_wal_budget_is_seen_before_the_slot_is_lost() {
     let settings = ["max_slot_wal_keep_size=64MB", "min_wal_size=32MB", "max_wal_size=1GB"];
-    let server = Postgres::start(Options { settings: settings.map(str::to_owned).to_vec(), tls: false });
+    let server = Postgres::start(Options { settings: settings.map(str::to_owned).to_vec(), ..Options::default() });
     let rig = Rig::on(&server);
     let setup = rig.setup();
     let port = setup.admin_port();

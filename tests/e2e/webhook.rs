@@ -1,6 +1,8 @@
 //! The webhook sink where `receivers` is not about it: batches, secrets, connections, what events may not do to requests.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -13,6 +15,7 @@ use crate::support::postgres::Postgres;
 use crate::support::receiver::{Answer, Receipt, Receiver, SECRET, ok, reply};
 use crate::support::wait::{DEADLINE, watch_for, within};
 use crate::support::walgate::{Setup, Walgate};
+use crate::workload::Stream;
 
 /// The inside of `delivery: { }`.
 const QUICK: &str = "timeout: 5s, retry: { initial: 20ms, max: 500ms, connection_max: 200ms }";
@@ -244,6 +247,69 @@ fn w6_both_secrets_sign_while_one_replaces_the_other() {
         rig.kill(&mut walgate);
     }
     assert_eq!(rig.receiver.bad_signatures().len(), 1, "of the first round only");
+}
+
+#[test]
+fn w6_a_secret_in_a_file_is_replaced_by_reloads_and_nothing_is_lost() {
+    const OLD: &str = "whsec_b2xkLXNlY3JldC1vZi10aGUtcmVjZWl2ZXItMDE=";
+    let mut rig = Rig::new();
+    // Whoever looks at the receipts verifies them, with the one secret and with the other.
+    rig.receiver = Receiver::unsigned();
+    let secret = crate::support::processes::folder("secret").join("secret");
+    let replace = |text: &str| {
+        std::fs::write(&secret, text).expect("the secret's file");
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+    };
+    replace(OLD);
+    let (url, path) = (rig.receiver.url(), secret.display().to_string());
+    let sink = format!("hook: {{ webhook: {{ url: {url:?}, secret_file: {path:?} }}, delivery: {{ {QUICK} }} }}");
+    let setup = rig.source().sink(&sink).route("**", "hook");
+    let file = setup.write();
+    let mut walgate = Walgate::run_file(&setup, &file);
+    let stop = AtomicBool::new(false);
+    let stream = Stream { name: "w6", keys: 40, batch: 20, prepared: false };
+    let mut phases = Vec::new();
+    std::thread::scope(|scope| {
+        let (rig, stop) = (&rig, &stop);
+        scope.spawn(move || {
+            let ahead = |at| at < rig.receiver.settled_count() + 500;
+            let stopped = || stop.load(Ordering::SeqCst);
+            stream.write(&rig.database, 0, |at| !stopped() && within(DEADLINE, || stopped() || ahead(at)));
+        });
+        // It ends with this, however this ends.
+        let _end = crate::dead_letters::End(stop);
+        for (text, verified) in [
+            (None, [true, false]),
+            (Some(format!("{SECRET}\n{OLD}\n")), [true, true]),
+            (Some(format!("{SECRET}\n")), [false, true]),
+        ] {
+            if let Some(text) = text {
+                replace(&text);
+                let line = crate::reload::hup(&mut walgate, &file, &setup.yaml());
+                assert!(line.contains("configuration reloaded") && line.contains("made anew: hook"), "{line}");
+            }
+            let from = rig.receiver.count();
+            walgate.eventually("events go on", || rig.receiver.count() > from + 300);
+            phases.push((from..from + 300, verified));
+        }
+        let line = crate::reload::hup(&mut walgate, &file, &setup.yaml());
+        assert!(line.contains("no sink has changed"), "{line}");
+    });
+    let committed = oracle::ledger(&rig.database);
+    walgate.eventually("everything has arrived", || rig.receiver.settled_count() == committed.len());
+    let receipts = rig.receiver.receipts();
+    assert_eq!(oracle::assert_reconciled(&committed, &receipts), 0, "nothing failed, so nothing is sent twice");
+    for (range, verified) in phases {
+        for receipt in &receipts[range] {
+            assert_eq!([OLD, SECRET].map(|secret| verifies(secret, receipt)), verified, "{receipt:?}");
+        }
+    }
+    // At no time was there one that neither of them verifies.
+    assert!(receipts.iter().all(|receipt| verifies(OLD, receipt) || verifies(SECRET, receipt)));
+    let settled = rig.receiver.all_settled();
+    oracle::assert_wire(&rig.witness.log(), rig.confirmed_before, |id| settled.get(id).copied());
+    let said = format!("{}{}", walgate.stdout(), walgate.stderr());
+    assert!(!said.contains(OLD) && !said.contains(SECRET), "{}", walgate.said());
 }
 
 /// A database whose ids are text; otherwise the keyed outbox.

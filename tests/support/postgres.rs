@@ -40,6 +40,8 @@ pub struct Options {
     pub settings: Vec<String>,
     /// A certificate for localhost, and TLS switched on.
     pub tls: bool,
+    /// MiB of a disk of its own. In a namespace with mounts of its own only: [`super::namespace`].
+    pub disk: Option<u32>,
 }
 
 /// A server. Stopped, and its processes reaped, when dropped.
@@ -60,6 +62,12 @@ impl Postgres {
     /// A server for one test: to be killed, stopped or set up differently.
     pub fn start(options: Options) -> Arc<Postgres> {
         let folder = processes::folder("pg");
+        if let Some(size) = options.disk {
+            let data = folder.join("data");
+            std::fs::create_dir(&data).expect("a folder for data");
+            let size = format!("size={size}m");
+            done(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "disk"]).arg(data));
+        }
         copy(&template().join("data"), &folder);
         let sockets = folder.join("sock");
         std::fs::create_dir(&sockets).expect("a folder for sockets");
@@ -173,6 +181,39 @@ impl Postgres {
                 && lines.first().is_some_and(|line| line.trim() == process.pid().to_string())
         });
         *slot = Some(process);
+    }
+
+    /// Takes every byte that its disk has left.
+    pub fn fill_disk(&self) {
+        assert!(self.options.disk.is_some(), "it has no disk of its own");
+        let mut ballast = File::create(self.ballast()).expect("a file");
+        let mut block = vec![1_u8; 1 << 20];
+        while !block.is_empty() {
+            match std::io::Write::write(&mut ballast, &block) {
+                Ok(1..) => {}
+                // Smaller pieces may fit still.
+                _ => block.truncate(block.len() / 2),
+            }
+        }
+    }
+
+    /// Gives the space back.
+    pub fn relieve_disk(&self) {
+        std::fs::remove_file(self.ballast()).expect("a disk that was filled");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.folder.join("data/ballast")
+    }
+
+    /// Whether the server has ended by itself. It may be started again then.
+    pub fn has_given_up(&self) -> bool {
+        let mut process = self.process();
+        if process.as_mut().is_some_and(|process| process.ended().is_some()) {
+            // Reaped.
+            drop(process.take());
+        }
+        process.is_none()
     }
 
     /// Fast shutdown. Returns how long it took; fails the test after `deadline`.

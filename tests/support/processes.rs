@@ -24,6 +24,8 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
   [ -z "$left" ] && break
   sleep 0.2
 done
+# A disk of a server's own.
+for d in "$1"/*/data; do umount -l "$d" 2>/dev/null; done
 rm -rf -- "$1"
 "#;
 
@@ -159,6 +161,14 @@ pub fn has_ended(pid: u32) -> bool {
         .ok()
         .and_then(|stat| stat.rsplit(") ").next()?.chars().next())
         .is_none_or(|state| matches!(state, 'Z' | 'X'))
+}
+
+/// Hundredths of a second of a processor that a process has used.
+pub fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: user and system time are the 12th and 13th.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    fields.iter().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// A line of `/proc/PID/status` in KiB, such as `VmHWM`: the most memory that was ever resident.

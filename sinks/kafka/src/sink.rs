@@ -46,6 +46,7 @@ impl SinkFactory for KafkaFactory {
         TargetField { name: "key", required: false, ordering_key: true, escape: Escape::None },
     ];
     const SECRETS: &'static [&'static str] = &["sasl.password", "sasl.oidc.client_secret", "tls.key_password"];
+    const FILES: &'static [&'static str] = &["tls.ca_file", "tls.cert_file", "tls.key_file"];
 
     type Config = KafkaConfig;
     type Sink = KafkaSink;

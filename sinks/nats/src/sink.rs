@@ -34,6 +34,7 @@ impl SinkFactory for NatsFactory {
     const TARGET: &'static [TargetField] =
         &[TargetField { name: "subject", required: true, ordering_key: false, escape: Escape::None }];
     const SECRETS: &'static [&'static str] = &["password", "token", "nkey", "creds"];
+    const FILES: &'static [&'static str] = &["tls.ca_file", "tls.cert_file", "tls.key_file"];
 
     type Config = NatsConfig;
     type Sink = NatsSink;

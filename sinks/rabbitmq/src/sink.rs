@@ -42,6 +42,7 @@ impl SinkFactory for RabbitmqFactory {
     const KIND: &'static str = "rabbitmq";
     const TARGET: &'static [TargetField] = &[field("exchange", false), field("routing_key", true)];
     const SECRETS: &'static [&'static str] = &["url", "password"];
+    const FILES: &'static [&'static str] = &["tls.ca_file", "tls.cert_file", "tls.key_file"];
 
     type Config = RabbitmqConfig;
     type Sink = RabbitmqSink;

@@ -21,6 +21,12 @@ pub trait SinkFactory: Send + Sync + 'static {
     /// is the value, so the sink itself never sees that key.
     const SECRETS: &'static [&'static str] = &[];
 
+    /// Keys of the configuration, with dots for nesting, whose values are paths of files that the sink reads when it is
+    /// made: `ca_file`, `tls.key_file`. A reload makes the sink anew where the content of one has changed, as it does
+    /// where the configuration itself has. The files of [`SinkFactory::SECRETS`] are not among them: the gateway reads
+    /// those; nor is a file that the sink itself reads again while it runs.
+    const FILES: &'static [&'static str] = &[];
+
     /// The typed configuration: `#[serde(deny_unknown_fields)]`, with [`crate::Secret`], [`crate::HumanDuration`]
     /// and [`crate::ByteSize`] where they fit.
     type Config: DeserializeOwned + Send + Sync + 'static;
@@ -123,6 +129,10 @@ pub trait ErasedFactory: Send + Sync {
     fn target(&self) -> &'static [TargetField];
     /// See [`SinkFactory::SECRETS`].
     fn secrets(&self) -> &'static [&'static str];
+    /// See [`SinkFactory::FILES`].
+    fn files(&self) -> &'static [&'static str] {
+        &[]
+    }
     /// Deserializes one configuration.
     ///
     /// # Errors
@@ -161,6 +171,10 @@ impl<F: SinkFactory> ErasedFactory for Erased<F> {
 
     fn secrets(&self) -> &'static [&'static str] {
         F::SECRETS
+    }
+
+    fn files(&self) -> &'static [&'static str] {
+        F::FILES
     }
 
     fn parse(&self, config: serde_json::Value) -> Result<ParsedConfig, ConfigIssue> {

@@ -43,6 +43,7 @@ impl SinkFactory for SqsFactory {
         TargetField { name: "group", required: false, ordering_key: true, escape: Escape::None },
     ];
     const SECRETS: &'static [&'static str] = &["access_key_id", "secret_access_key", "session_token"];
+    const FILES: &'static [&'static str] = &["ca_file"];
 
     type Config = SqsConfig;
     type Sink = SqsSink;

@@ -47,6 +47,7 @@ impl SinkFactory for WebhookFactory {
     const TARGET: &'static [TargetField] =
         &[TargetField { name: "path", required: false, ordering_key: false, escape: Escape::UrlPath }];
     const SECRETS: &'static [&'static str] = &["secret", "bearer_token", "basic_auth.password"];
+    const FILES: &'static [&'static str] = &["ca_file", "cert_file", "key_file"];
 
     type Config = WebhookConfig;
     type Sink = WebhookSink;

@@ -17,7 +17,7 @@ use crate::{
     },
     config::Loaded,
     control::{
-        dead_letters::{self, Group, Shelf},
+        dead_letters::{self, Group, Selection, Shelf},
         parking::{DEAD_LETTERS, Filter},
         requests::Verb,
     },
@@ -107,6 +107,13 @@ async fn change(
         let _ = writeln!(anstream::stderr(), "no dead letter fits (slot {}): nothing was asked for", tables.slot);
         return Ok(ExitStatus::Ok);
     }
+    let (sinks, refused) = match verb(Filter::default()) {
+        Verb::Retry(_) => without_unsendable(sinks, &tables, &selection).await?,
+        _ => (sinks, false),
+    };
+    if sinks.is_empty() {
+        return Err(ExitStatus::Runtime);
+    }
     let rows = sinks.iter().map(|(_, rows)| rows).sum();
     if confirm.is_some_and(|confirm| !confirm(rows)) {
         let _ = writeln!(anstream::stderr(), "nothing was asked for");
@@ -114,7 +121,31 @@ async fn change(
     }
     let wanted = sinks.into_iter().map(|(sink, _)| (sink, verb(selection.filter.clone()))).collect();
     let status = ask::ask(&tables, wanted, &args.answer).await?;
-    Ok(if strangers.is_empty() { status } else { ExitStatus::Runtime })
+    Ok(if strangers.is_empty() && !refused { status } else { ExitStatus::Runtime })
+}
+
+/// Refuses what was kept without its payload. The sinks that have others to attempt again, and whether anything was
+/// refused; of those sinks the gateway says what it leaves alone.
+async fn without_unsendable(
+    sinks: Counted,
+    tables: &Tables,
+    selection: &Selection,
+) -> Result<(Counted, bool), ExitStatus> {
+    let mut kept = Vec::new();
+    let mut refused = false;
+    for (sink, rows) in sinks {
+        let selection = Selection { sink: Some(sink.clone()), ..selection.clone() };
+        let unsendable =
+            dead_letters::unsendable(&tables.client, &selection).await.map_err(|error| tables::refuse(&error))?;
+        match unsendable.sentence(&sink).filter(|_| unsendable.others == 0) {
+            Some(why) => {
+                refused = true;
+                complain(&escaped(&why));
+            }
+            None => kept.push((sink, rows)),
+        }
+    }
+    Ok((kept, refused))
 }
 
 /// Sinks with their rows.

@@ -130,9 +130,12 @@ fn render_into(out: &mut String, found: &Found) -> fmt::Result {
         vec![["id", "sink", since, "event type", "event id", "key", last, "attempts"].map(str::to_owned).to_vec()];
     lines.extend(list.iter().map(|line| {
         let last = match table {
-            Shelf::DeadLetters => line.reason.as_deref().unwrap_or("-"),
-            Shelf::Parked if line.hold_key.is_some() => "its key",
-            Shelf::Parked => "its sink",
+            Shelf::DeadLetters if line.without_payload => {
+                format!("{} (no payload)", cell(line.reason.as_deref().unwrap_or("-"), 27))
+            }
+            Shelf::DeadLetters => cell(line.reason.as_deref().unwrap_or("-"), 40),
+            Shelf::Parked if line.hold_key.is_some() => "its key".to_owned(),
+            Shelf::Parked => "its sink".to_owned(),
         };
         vec![
             line.id.to_string(),
@@ -141,11 +144,19 @@ fn render_into(out: &mut String, found: &Found) -> fmt::Result {
             cell(&line.event_type, 40),
             cell(&line.event_id, 40),
             cell(line.event_key.as_deref().unwrap_or("-"), 40),
-            cell(last, 40),
+            last,
             line.attempts.to_string(),
         ]
     }));
     columns(out, &lines)?;
+    let without_payload: u64 = groups.iter().map(|group| group.without_payload).sum();
+    if without_payload > 0 {
+        writeln!(
+            out,
+            "\n{without_payload} without payload (dead_letters.payload: omit): they cannot be retried; `walgate dlq show` says \
+             what can be done"
+        )?;
+    }
     let listed = list.len() as u64;
     if listed < *rows {
         let which = match table {

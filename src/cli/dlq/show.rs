@@ -151,8 +151,20 @@ fn render_into(out: &mut String, shown: &Shown) -> fmt::Result {
     field("attempts", &line.attempts.to_string())?;
     let errors = row.errors.as_ref().and_then(Value::as_array).into_iter().flatten();
     for failed in errors.filter(|failed| failed.is_object()) {
-        let text = |name: &str| escaped(failed[name].as_str().unwrap_or("?"));
-        field("", &format!("{}  {}", text("at"), text("error")))?;
+        let text = |name: &str| failed[name].as_str().map(escaped);
+        let unknown = || "?".to_owned();
+        let what = text("error").or_else(|| text("kind")).unwrap_or_else(unknown);
+        field("", &format!("{}  {what}", text("at").unwrap_or_else(unknown)))?;
+    }
+    if line.without_payload {
+        field("headers", NOT_KEPT)?;
+        field("payload", NOT_KEPT)?;
+        let id = escaped(&line.event_id);
+        return writeln!(
+            out,
+            "\nIt cannot be sent again. To have the event delivered, insert a copy of the outbox's row with the id {id} \
+             under a new id."
+        );
     }
     each(&mut field, "headers", row.headers.as_ref().map(pairs).unwrap_or_default())?;
     let size = match row.payload_bytes {
@@ -170,6 +182,9 @@ fn render_into(out: &mut String, shown: &Shown) -> fmt::Result {
         Some(Payload::Base64(text)) => writeln!(out, "\nbase64:{text}"),
     }
 }
+
+/// In place of what `dead_letters.payload: omit` leaves out.
+const NOT_KEPT: &str = "not kept (dead_letters.payload: omit)";
 
 /// A name before the first of several values.
 fn each(field: &mut impl FnMut(&str, &str) -> fmt::Result, name: &str, values: Vec<(String, String)>) -> fmt::Result {

@@ -30,6 +30,7 @@ fn line(id: i64, sink: &str, key: Option<&str>, reason: Option<&str>) -> Line {
         reason: reason.map(str::to_owned),
         hold_key: key.map(|key| format!("key:{key}")),
         attempts: id,
+        without_payload: false,
     }
 }
 
@@ -39,6 +40,7 @@ fn group(sink: &str, reason: Option<&str>, rows: u64) -> Group {
         reason: reason.map(str::to_owned),
         rows,
         bytes: rows * 1500,
+        without_payload: 0,
         oldest: "2026-02-28T23:59:59.000000Z".into(),
         newest: "2026-03-01T12:00:14.123456Z".into(),
     }
@@ -72,8 +74,17 @@ fn a_list_counts_first_and_stays_on_its_lines() {
         ..dead()
     };
     let one = Found { rows: 1, groups: vec![group("bus", None, 1)], list: vec![line(1, "bus", None, None)], ..dead() };
+    let omitted = Found {
+        rows: 2,
+        groups: vec![Group { without_payload: 1, ..group("partner", Some("refused"), 2) }],
+        list: vec![
+            Line { without_payload: true, ..line(9, "partner", Some("o-42"), Some("refused")) },
+            line(8, "partner", None, Some("refused")),
+        ],
+        ..dead()
+    };
     let none = Found { rows: 0, groups: Vec::new(), list: Vec::new(), ..dead() };
-    let shown = [dead(), parked, one, none].map(|found| plain(&render(&found))).join("---\n");
+    let shown = [dead(), parked, one, omitted, none].map(|found| plain(&render(&found))).join("---\n");
     insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!("dlq_list", shown);
     });
@@ -87,7 +98,7 @@ fn json_says_everything_and_a_terminal_can_show_it() {
     assert_eq!((&read["rows"], &read["table"]), (&json!(15), &json!("dead_letters")));
     assert_eq!(
         read["groups"][2],
-        json!({ "sink": "", "reason": "unrouted", "rows": 1, "bytes": 1500,
+        json!({ "sink": "", "reason": "unrouted", "rows": 1, "bytes": 1500, "without_payload": 0,
         "oldest": "2026-02-28T23:59:59.000000Z", "newest": "2026-03-01T12:00:14.123456Z" })
     );
     assert_eq!(read["list"][1]["event_type"], HOSTILE);
@@ -129,6 +140,15 @@ fn one_row_whole() {
         payload_bytes: None,
         ..whole()
     };
+    let omitted = Whole {
+        line: Line { without_payload: true, ..line(14, "partner", Some("o-42"), Some("refused")) },
+        message: None,
+        headers: None,
+        errors: Some(json!([{ "at": "2026-03-01T12:00:00.000000Z", "kind": "refused" }])),
+        payload_format: "omitted".into(),
+        payload_bytes: None,
+        ..whole()
+    };
     let text = Payload::of(format!("{{\"a\":\n{HOSTILE}}}").into_bytes());
     let rows = [
         shown(Shelf::DeadLetters, whole(), None),
@@ -136,6 +156,7 @@ fn one_row_whole() {
         shown(Shelf::Parked, bare, None),
         shown(Shelf::Parked, whole(), Some(text)),
         shown(Shelf::DeadLetters, whole(), Some(Payload::of(vec![0, 255, 27]))),
+        shown(Shelf::DeadLetters, omitted, None),
     ];
     insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!("dlq_show", rows.join("---\n"));

@@ -87,6 +87,14 @@ broken! {
         "wal_budget: { byte: 1GiB, bytes: 5, warn: 50, act: 0%, last: 7.5%, at_last: sacrifise, sacrifice: audit }\n",
         "sinks: { audit: { stdout: {} } }\n",
     );
+    c1_dead_letters: concat!(
+        "dead_letters: { retain: 10ms, payload: omit }\n",
+        "sinks: { out: { stdout: {} } }\n",
+    );
+    c1_dead_letters_types: concat!(
+        "dead_letters: { retain: 30, payload: none, keep: 1d }\n",
+        "sinks: { out: { stdout: {} } }\n",
+    );
     c1_sinks_missing: "source: { slot: a }\n";
     c1_sinks_empty: "source: { slot: a }\nsinks: {}\n";
     c1_sinks_a_list: "sinks:\n  - stdout\n";

@@ -15,13 +15,15 @@
 //! Every table names the slot in its rows: two gateways in one database do not see each other's.
 
 mod discard;
+mod expire;
 mod parcel;
 mod schema;
 mod sql;
 
 pub use discard::discard;
+pub use expire::{EXPIRE_ROWS, Expired, expire};
 pub use parcel::{Attempted, HoldKey, KEPT_ERRORS, Parcel, Place, Stored};
-pub use schema::{DEAD_LETTERS, GATEWAY, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql};
+pub use schema::{DEAD_LETTERS, GATEWAY, OMITTED, PARKED, REQUESTS, SCHEMA, create_sql, drop_sql};
 pub(in crate::control) use schema::{columns, grant_sql};
 pub use sql::{Shelf, SqlStore, SqlStoreOptions};
 
@@ -140,8 +142,8 @@ pub trait ParkingStore: Send + Sync {
     /// Deletes `parked` rows: the sink has them.
     fn delivered(&self, parked: Vec<i64>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Moves up to `limit` dead letters into `parked`, oldest place first: those that fit the filter and were dead at
-    /// `before` (microseconds since 1970). Each waits for its key, and has `run` appended to its dedup id, or a broker
+    /// Moves up to `limit` dead letters into `parked`, oldest place first: those that fit the filter, were dead at `before`
+    /// (microseconds since 1970) and have their contents. Each waits for its key, and has `run` appended to its dedup id, or a broker
     /// that deduplicates would swallow it.
     fn revive(
         &self,

@@ -79,7 +79,9 @@ impl HoldKey {
 pub struct Attempted {
     /// When.
     pub at: Timestamp,
-    /// Why, in the sink's words, clipped.
+    /// The class of the failure; empty: it is not known.
+    pub kind: ByteString,
+    /// Why, in the sink's words, clipped; empty: they are not kept.
     pub error: String,
 }
 
@@ -98,6 +100,19 @@ pub struct Parcel {
     pub message: Option<String>,
     /// The last attempts that failed, oldest first, at most [`KEPT_ERRORS`].
     pub errors: Vec<Attempted>,
+    /// Whether the event's payload and headers are in it: a row without them cannot be sent.
+    pub contents: bool,
+}
+
+impl Parcel {
+    /// Takes out what may hold data of the event: its payload and headers, and every sentence in a sink's words, which may
+    /// quote it. Which event it is, where it was to go, and the classes of what went wrong stay.
+    pub fn omit_contents(&mut self) {
+        self.contents = false;
+        let event = &mut self.delivery.event;
+        (event.payload, event.headers, self.message) = (None, Default::default(), None);
+        self.errors.iter_mut().for_each(|attempted| attempted.error.clear());
+    }
 }
 
 /// One delivery as it is read.

@@ -13,6 +13,10 @@ pub const REQUESTS: &str = "walgate.requests";
 /// What is known of a slot beyond what PostgreSQL keeps of it.
 pub const GATEWAY: &str = "walgate.gateway";
 
+/// What `payload_format` says of a dead letter that was kept without payload and headers: it cannot be sent. Every version
+/// refuses to read such a row as a delivery.
+pub const OMITTED: &str = "omitted";
+
 /// Columns that `parked` and `dead_letters` share. `headers`, `target` and `errors` are json, not jsonb: it keeps texts
 /// as they are. Bytes of a payload are kept as bytes: it is never parsed, and need not be text.
 const COLUMNS: &str = "\
@@ -105,6 +109,7 @@ pub fn create_sql(role: &str) -> Vec<String> {
         ),
         shelf(DEAD_LETTERS),
         places("dead_letters_place", DEAD_LETTERS),
+        format!("CREATE INDEX IF NOT EXISTS dead_letters_age ON {DEAD_LETTERS} (slot, stored_at);"),
         format!("CREATE TABLE IF NOT EXISTS {REQUESTS} (\n  {REQUEST_COLUMNS}\n);"),
         format!("CREATE INDEX IF NOT EXISTS requests_open ON {REQUESTS} (slot, id) WHERE done_at IS NULL;"),
         // It is written every second: its pages have room for that.

@@ -509,6 +509,31 @@ fn on_reject() -> impl Strategy<Value = OnReject> {
     ]
 }
 
+#[test]
+fn what_can_be_read_and_not_written_is_tried_with_growing_pauses() {
+    let mut world = World::new(OnReject::DeadLetter, true, u64::MAX);
+    world.step(Step::Event { key: 0, targets: 1, kind: 0 });
+    world.step(Step::Press(true));
+    let (mut parked, mut shown) = (Vec::new(), 0);
+    while parked.len() < 12 {
+        world.step(Step::Advance { millis: 20 });
+        world.chore(2);
+        if let Some(Chore::Park(_)) = &world.underway {
+            parked.push(world.now);
+            world.chore(0);
+        }
+        let status = world.lane.status(world.now, walgate_sink::Timestamp::now());
+        shown += u32::from(parked.is_empty() || status.parking.unwrap().error.is_some());
+        world.tend();
+    }
+    let pauses: Vec<Duration> = parked.windows(2).map(|two| two[1] - two[0]).collect();
+    assert!(pauses[0] < Duration::from_millis(300) && pauses[10] > Duration::from_secs(4), "{pauses:?}");
+    assert!(shown > 100, "the error is shown until something was written");
+    world.heal();
+    world.judge();
+    assert_eq!(world.lane.status(world.now, walgate_sink::Timestamp::now()).parking.unwrap().error, None);
+}
+
 proptest! {
 
     #[test]

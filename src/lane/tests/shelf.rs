@@ -71,8 +71,10 @@ impl Shelf {
                 Done::Deleted
             }
             Chore::Revive { filter, run, limit, .. } => {
-                let wanted =
-                    |row: &Row| filter.event_id.as_ref().is_none_or(|id| **id == *row.parcel.delivery.event.id);
+                let wanted = |row: &Row| {
+                    row.parcel.contents
+                        && filter.event_id.as_ref().is_none_or(|id| **id == *row.parcel.delivery.event.id)
+                };
                 let places: Vec<Place> =
                     self.dead.iter().filter(|(_, row)| wanted(row)).map(|(place, _)| *place).take(limit + 1).collect();
                 let mut revived = Revived { end: places.len() <= limit, ..Revived::default() };

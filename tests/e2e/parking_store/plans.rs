@@ -1,6 +1,9 @@
 //! That reading costs the same however many rows there are: the plans of the statements as they ran, from the server's log.
 
-use walgate::control::parking::{HoldKey, PageLimit, ParkingStore};
+use std::time::Duration;
+
+use walgate::control::gateway;
+use walgate::control::parking::{HoldKey, PageLimit, ParkingStore, expire};
 
 use super::{Rig, SINK, SLOT};
 
@@ -39,11 +42,7 @@ fn reading_neither_sorts_nor_scans() {
         eprintln!("this PostgreSQL has no auto_explain");
         return;
     }
-    let name = &rig.database.name;
-    for setting in ["log_min_duration = 0", "log_format = json", "log_analyze = on", "log_timing = off"] {
-        rig.database.sql(&format!("ALTER DATABASE {name} SET auto_explain.{setting}"));
-    }
-    rig.database.sql(&format!("ALTER DATABASE {name} SET session_preload_libraries = auto_explain"));
+    explain_everything(&rig);
     // 40,000 rows of four sinks; of ours every tenth waits for one of 50 keys.
     let fill = "INSERT INTO walgate.parked (slot, sink, commit_lsn, ordinal, delivery, hold_key, event_id, event_type, dedup_id,
            route, target, payload, payload_format, committed_at, bytes, attempts)
@@ -54,6 +53,66 @@ fn reading_neither_sorts_nor_scans() {
     look_at_plans(&rig, "key:7", false);
     rig.database.sql("ANALYZE walgate.parked");
     look_at_plans(&rig, "key:8", true);
+}
+
+/// The plan of each statement goes to the server's log.
+fn explain_everything(rig: &Rig) {
+    let name = &rig.database.name;
+    for setting in ["log_min_duration = 0", "log_format = json", "log_analyze = on", "log_timing = off"] {
+        rig.database.sql(&format!("ALTER DATABASE {name} SET auto_explain.{setting}"));
+    }
+    rig.database.sql(&format!("ALTER DATABASE {name} SET session_preload_libraries = auto_explain"));
+}
+
+/// However many there are, those that are too old are found by their age.
+#[test]
+fn x16_expiring_neither_sorts_nor_scans() {
+    let rig = Rig::new();
+    if rig.database.connection().try_run("LOAD 'auto_explain'").is_err() {
+        eprintln!("this PostgreSQL has no auto_explain");
+        return;
+    }
+    explain_everything(&rig);
+    // 40,000 rows of four slots, ten seconds between two of them.
+    rig.database.sql(
+        "INSERT INTO walgate.dead_letters (slot, sink, commit_lsn, ordinal, delivery, event_id, event_type, dedup_id, route, \
+           target, payload, payload_format, committed_at, bytes, attempts, stored_at) \
+         SELECT (ARRAY['slot_of_the_test', 'b', 'c', 'd'])[n % 4 + 1], 'partner', '0/1', n, n, n, 't', n, 'r', '{}', \
+           repeat('x', 300)::bytea, 'json', now(), 300, 0, now() - n * interval '10 seconds' FROM generate_series(1, 40000) n",
+    );
+    let claim = rig.client();
+    let term = rig.runtime.block_on(gateway::claim(&claim, SLOT, "1", 1, false)).unwrap().term;
+    let connect = super::connect(&rig.database);
+    let expired_by = |term: i64, age: u64| {
+        rig.runtime.block_on(async {
+            let link = connect().await.unwrap();
+            let driver = tokio::spawn(link.driver);
+            let expired = expire(&link.client, SLOT, term, Duration::from_secs(age)).await.unwrap();
+            driver.abort();
+            expired.iter().map(|expired| expired.rows).sum::<u64>()
+        })
+    };
+    assert_eq!(expired_by(term + 1, 390_005), 0, "another term");
+    let expired = |age| expired_by(term, age);
+    let before = rig.database.server.log().len();
+    assert_eq!((expired(400_100), expired(390_005), expired(350_005)), (0, 250, 1000));
+    rig.database.sql("ANALYZE walgate.dead_letters");
+    assert_eq!((expired(350_005), expired(349_905)), (0, 3));
+    let log = rig.database.server.log();
+    let mut deletes = 0;
+    for plan in plans(&log[before..]) {
+        if !plan["Query Text"].as_str().unwrap().contains("SKIP LOCKED") {
+            continue;
+        }
+        let mut found = Vec::new();
+        nodes(&plan["Plan"], &mut found);
+        let bad = |node: &str| node == "Seq Scan" || node.contains("Sort") || node.contains("Hash Join");
+        assert!(!found.iter().any(|(node, ..)| bad(node)), "{plan:#}");
+        let (.., rows, removed) = found.iter().find(|(_, index, ..)| index == "dead_letters_age").expect("by age");
+        assert!(*rows <= 1000 && *removed == 0, "{plan:#}");
+        deletes += 1;
+    }
+    assert_eq!(deletes, 5);
 }
 
 fn look_at_plans(rig: &Rig, key: &str, analyzed: bool) {

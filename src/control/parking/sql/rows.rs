@@ -16,7 +16,7 @@ use super::{
     failure::Failure,
     text::{fit, push_json, timestamp},
 };
-use crate::control::parking::{Attempted, Stored, parcel::KEPT_ERRORS};
+use crate::control::parking::{Attempted, OMITTED, Stored, parcel::KEPT_ERRORS};
 
 /// A point in time as PostgreSQL sends it: it counts from 2000.
 #[derive(Debug)]
@@ -88,7 +88,10 @@ impl<'a> Columns<'a> {
             target: each(parcels, |parcel| target(parcel, utf8)),
             headers: each(parcels, |parcel| headers(&parcel.delivery.event, utf8)),
             payload: each(parcels, |parcel| parcel.delivery.event.payload.as_deref()),
-            payload_format: each(parcels, |parcel| format_name(parcel.delivery.event.format)),
+            payload_format: each(parcels, |parcel| match parcel.contents {
+                true => format_name(parcel.delivery.event.format),
+                false => OMITTED,
+            }),
             committed_at: each(parcels, |parcel| When(parcel.delivery.event.committed_at)),
             bytes: each(parcels, |parcel| size(parcel.delivery.event.size())),
             attempts: each(parcels, |parcel| i64::from(parcel.delivery.attempt)),
@@ -166,11 +169,18 @@ fn headers(event: &Event, utf8: bool) -> Option<String> {
 fn errors(errors: &[Attempted], utf8: bool) -> Option<String> {
     let kept = errors.get(errors.len().saturating_sub(KEPT_ERRORS)..).filter(|kept| !kept.is_empty())?;
     let mut json = String::from("[");
-    for Attempted { at, error } in kept {
+    for Attempted { at, kind, error } in kept {
         json.push_str(if json.len() > 1 { ",{\"at\":\"" } else { "{\"at\":\"" });
         json.push_str(&at.to_string());
-        json.push_str("\",\"error\":");
-        push_json(&mut json, &fit(error, true), utf8);
+        json.push('"');
+        for (name, text) in [("kind", &**kind), ("error", error)] {
+            if !text.is_empty() {
+                json.push_str(",\"");
+                json.push_str(name);
+                json.push_str("\":");
+                push_json(&mut json, &fit(text, true), utf8);
+            }
+        }
         json.push('}');
     }
     json.push(']');
@@ -215,6 +225,9 @@ fn stored(row: &Row, id: i64) -> Result<Stored, Box<dyn Error + Sync + Send>> {
         "json" => PayloadFormat::Json,
         "text" => PayloadFormat::Text,
         "binary" => PayloadFormat::Binary,
+        OMITTED => {
+            return Err("it was kept without its payload (`dead_letters.payload: omit`), and cannot be sent".into());
+        }
         _ => return Err("`payload_format` is none of json, text, binary".into()),
     };
     event.position = position;
@@ -251,12 +264,15 @@ fn attempts(json: &str) -> Vec<Attempted> {
     #[derive(serde::Deserialize)]
     struct Entry {
         at: String,
+        #[serde(default)]
+        kind: String,
+        #[serde(default)]
         error: String,
     }
     let entries: Vec<serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
     let read = |entry| {
-        let Entry { at, error } = serde_json::from_value(entry).ok()?;
-        Some(Attempted { at: timestamp(&at)?, error })
+        let Entry { at, kind, error } = serde_json::from_value(entry).ok()?;
+        Some(Attempted { at: timestamp(&at)?, kind: kind.into(), error })
     };
     entries.into_iter().filter_map(read).collect()
 }
@@ -277,9 +293,9 @@ mod tests {
             [("a", "1"), ("a", "\u{e9}")].map(|(name, value)| (name.into(), value.into())).into_iter().collect();
         let target = Target::new(FIELDS, [Some("orders".into()), Some("\"k\"".into())]);
         let delivery = Delivery { event, target, ordering_key: None, dedup_id: "1".into(), attempt: 2 };
-        let attempted = |n: i64| Attempted { at: Timestamp(n), error: format!("no {n}\0") };
+        let attempted = |n: i64| Attempted { at: Timestamp(n), kind: "timeout".into(), error: format!("no {n}\0") };
         let errors = (0..12).map(attempted).collect();
-        Parcel { delivery, route: "r".into(), hold: None, reason: None, message: None, errors }
+        Parcel { delivery, route: "r".into(), hold: None, reason: None, message: None, errors, contents: true }
     }
 
     #[test]
@@ -293,6 +309,21 @@ mod tests {
         let kept = attempts(&errors(&parcel.errors, false).unwrap());
         assert_eq!((kept.len(), kept[0].at, &*kept[9].error), (10, Timestamp(2), "no 11"));
         assert_eq!(errors(&[], true), None);
+    }
+
+    #[test]
+    fn what_is_omitted_leaves_the_classes() {
+        let mut parcel = parcel();
+        parcel.errors.truncate(1);
+        parcel.message = Some("it says: canary".into());
+        parcel.delivery.event.payload = Some("canary".into());
+        parcel.omit_contents();
+        assert_eq!(errors(&parcel.errors, true).unwrap(), r#"[{"at":"1970-01-01T00:00:00.000000Z","kind":"timeout"}]"#);
+        assert_eq!(headers(&parcel.delivery.event, true), None);
+        let parcels = [&parcel];
+        let columns = Columns::of(&parcels, true);
+        assert_eq!((columns.payload[0], columns.payload_format[0], &columns.message[0]), (None, OMITTED, &None));
+        assert_eq!((columns.event_id[0], &*columns.target[0]), ("1", r#"{"topic":"orders","key":"\"k\""}"#));
     }
 
     #[test]

@@ -96,7 +96,8 @@ pub(super) const BURY: &str = concat!(
     in_term!("$23"),
     ", letters AS (\n",
     insert_into!("walgate.dead_letters"),
-    "DO UPDATE SET attempts = excluded.attempts, reason = excluded.reason, message = excluded.message,
+    "DO UPDATE SET headers = excluded.headers, payload = excluded.payload, payload_format = excluded.payload_format,
+    bytes = excluded.bytes, attempts = excluded.attempts, reason = excluded.reason, message = excluded.message,
     errors = excluded.errors, stored_at = now()), gone AS (
 DELETE FROM walgate.parked
     WHERE id = ANY($24::bigint[]) AND slot || '' = $1 AND sink || '' = $2 AND (SELECT ours FROM ours))
@@ -165,13 +166,14 @@ DELETE FROM walgate.parked WHERE id = ANY($3::bigint[]) AND slot || '' = $1 AND 
 
 /// $3: dead at the latest; $4: at the earliest; $5 to $9: the filter; $10: letters at the most; $11: what is appended to
 /// the dedup id; $12: the term. The last column: whether it is still ours. The delivery's hash is that of `Place::of`: of
-/// the dedup id in UTF-8, whatever the database's encoding. A place that is parked already is owed already.
+/// the dedup id in UTF-8, whatever the database's encoding. A place that is parked already is owed already. A letter
+/// without its payload (`OMITTED`) is never sent.
 pub(super) const REVIVE: &str = concat!(
     "WITH ",
     in_term!("$12"),
     ", chosen AS MATERIALIZED (
     SELECT id FROM walgate.dead_letters
-    WHERE slot = $1 AND sink = $2 AND stored_at <= $3::timestamptz
+    WHERE slot = $1 AND sink = $2 AND payload_format <> 'omitted' AND stored_at <= $3::timestamptz
         AND ($4::timestamptz IS NULL OR stored_at >= $4) AND ($5::bigint[] IS NULL OR id = ANY($5))
         AND ($6::text IS NULL OR event_id = $6) AND ($7::text IS NULL OR event_type = $7)
         AND ($8::text IS NULL OR reason = $8) AND ($9::text IS NULL OR event_key = $9)
