@@ -45,7 +45,7 @@ until sql -c 'SELECT 1' >/dev/null 2>&1; do kill -0 "$PG" || die "PostgreSQL did
 sql -c "CREATE TABLE outbox_events (id UUID PRIMARY KEY DEFAULT gen_random_uuid(), event_type TEXT NOT NULL, payload JSONB NOT NULL,
           created_at TIMESTAMPTZ DEFAULT now(), published BOOLEAN DEFAULT false, aggregate_id TEXT);
         CREATE PUBLICATION walgate_outbox FOR TABLE outbox_events WITH (publish = 'insert')"
-"$WALGATE" init --only sql | sed -n '/^CREATE SCHEMA/,/requests_open/p' | sql
+"$WALGATE" init --only sql | sed -n '/^CREATE SCHEMA/,/fillfactor/p' | sql
 [ -z "$STATEMENTS" ] || sql -c 'CREATE EXTENSION pg_stat_statements'
 for round in $(seq "$ROUNDS"); do
   for who in plain park; do sql -c "SELECT pg_create_logical_replication_slot('${who}_$round', 'pgoutput')" >/dev/null; done

@@ -140,6 +140,9 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
     }
     render_budget(out, &status["wal_budget"])?;
     writeln!(out, "  WAL         {}", text(&status["wal_holder"]))?;
+    for slot in status["idle_slots"].as_array().into_iter().flatten() {
+        writeln!(out, "  also        {}", text(slot))?;
+    }
     for sink in status["sinks"].as_array().into_iter().flatten() {
         render_sink(out, sink)?;
     }
@@ -273,6 +276,7 @@ mod tests {
             "wal_budget": { "bytes": 33_554_432, "bound": "wal_budget.bytes", "used_ratio": 0.625, "level": "warn",
                 "seconds_left": 1_234.5, "bytes_per_second": 10_192.7 },
             "wal_holder": "sink `partner` holds the checkpoint with event 42 (61 s old)",
+            "idle_slots": ["replication slot `old` is not being read, and PostgreSQL keeps 2.0 GiB of WAL for it"],
             "sinks": [{ "name": "partner", "kind": "webhook", "state": "retrying", "queued": 1, "in_flight": 1,
                 "parking": { "rows": 120_000, "bytes": 40_000_000, "keys": 3, "halted_keys": 1, "storing": 0,
                     "dead_letters": 7, "full": false },

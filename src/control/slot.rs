@@ -7,6 +7,7 @@ use walgate_sink::Lsn;
 
 use super::{
     finding::on_one_line,
+    names::quote_literal,
     query::{QueryError, json_row},
 };
 
@@ -143,7 +144,30 @@ pub struct SlotReport {
     pub in_recovery: bool,
 }
 
+impl WalHolder {
+    /// What it means that nobody reads it, and what to type.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        let WalHolder { slot, retained_bytes, .. } = self;
+        format!(
+            "replication slot `{slot}` is not being read, and PostgreSQL keeps {} of WAL for it until somebody reads or drops \
+             it; where it is not needed any more: SELECT pg_drop_replication_slot({});",
+            human_bytes(*retained_bytes),
+            quote_literal(slot)
+        )
+    }
+}
+
+/// So much WAL is kept for a slot now and then, whoever reads it: one file of it.
+const A_FILE: u64 = 16 << 20;
+
 impl SlotReport {
+    /// The slots of others that nobody reads and that hold more than a file of WAL, that which holds most first.
+    #[must_use]
+    pub fn idle(&self) -> Vec<&WalHolder> {
+        self.holders.iter().filter(|slot| !slot.ours && !slot.active && slot.retained_bytes > A_FILE).collect()
+    }
+
     /// Who holds the WAL, as a sentence; none where no slot holds any.
     #[must_use]
     pub fn who_holds_the_wal(&self) -> Option<String> {
@@ -334,6 +358,12 @@ mod tests {
         assert_eq!(
             report.who_holds_the_wal().unwrap(),
             "slot `other` (not being read) holds 32.0 MiB; slot `walgate` (ours) holds 16.0 MiB"
+        );
+        let idle: Vec<String> = report.idle().into_iter().map(WalHolder::advice).collect();
+        assert_eq!(idle.len(), 1);
+        assert!(
+            idle[0].contains("32.0 MiB") && idle[0].ends_with("SELECT pg_drop_replication_slot('other');"),
+            "{idle:?}"
         );
     }
 

@@ -132,6 +132,8 @@ pub struct Metrics {
     wal_budget_seconds_left: Known<f64>,
     checkpoint_lsn: Known,
     catalog_ok: Known,
+    idle_slots: Known,
+    idle_slots_retained_bytes: Known,
     readings: Readings,
     /// By sink, so that routes may change while a sink stays.
     delivered: Arc<Mutex<HashMap<String, Arc<RwLock<ByRoute>>>>>,
@@ -204,6 +206,8 @@ impl Metrics {
             wal_budget_seconds_left: Known::default(),
             checkpoint_lsn: Known::default(),
             catalog_ok: Known::default(),
+            idle_slots: Known::default(),
+            idle_slots_retained_bytes: Known::default(),
             readings: Readings::default(),
             delivered: Arc::default(),
             reloads: Family::default(),
@@ -297,6 +301,17 @@ impl Metrics {
             metrics.wal_budget_ratio.clone(),
         );
         registry.register(
+            "idle_slots",
+            "Other replication slots of the server that nobody reads and that keep more than 16 MiB of WAL",
+            metrics.idle_slots.clone(),
+        );
+        registry.register_with_unit(
+            "idle_slots_retained",
+            "The most WAL that is kept for one of those",
+            Unit::Bytes,
+            metrics.idle_slots_retained_bytes.clone(),
+        );
+        registry.register(
             "catalog_ok",
             "Whether everything that leads from the table to the stream is in order: 1, or 0 where events may not be seen",
             metrics.catalog_ok.clone(),
@@ -388,6 +403,12 @@ impl Metrics {
         self.wal_budget_ratio.set(ratio);
         self.wal_budget_bytes.set(bytes);
         self.wal_budget_seconds_left.set(seconds_left);
+    }
+
+    /// Other slots that nobody reads and that keep WAL, and the most that is kept for one of them.
+    pub fn idle_slots(&self, slots: u64, most_bytes: u64) {
+        self.idle_slots.set(Some(slots));
+        self.idle_slots_retained_bytes.set(Some(most_bytes));
     }
 
     /// Whether the newest look at the catalogs found them in order.

@@ -6,6 +6,7 @@
 mod budget;
 mod catalog;
 mod connection;
+mod idle_slots;
 mod intake;
 mod lanes;
 mod pressure;
@@ -201,6 +202,7 @@ impl Gateway {
         let mut beside = tokio::task::JoinSet::new();
         let wal_budget = watch::Sender::new(self.wal_budget.clone());
         beside.spawn(pressure::serve(self.budget.level(), wal_budget.subscribe(), self.board.clone()));
+        beside.spawn(idle_slots::serve(self.session.slots(), self.board.clone()));
         beside.spawn(
             CatalogWatch {
                 wanted: self.wanted.subscribe(),

@@ -14,7 +14,7 @@ use walgate_sink::Lsn;
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointStatus},
-    control::{SlotReport, WalUse},
+    control::{SlotReport, WalHolder, WalUse},
     lane::{LaneState, LaneStatus},
     metrics::{Format, Metrics},
     pipeline::NamedLane,
@@ -126,6 +126,8 @@ pub struct GatewayStatus {
     pub catalog: Option<CatalogStatus>,
     /// Who keeps the server from removing WAL, as a sentence.
     pub wal_holder: String,
+    /// Slots of others that nobody reads and that keep WAL, each with what to type.
+    pub idle_slots: Vec<String>,
     /// What keeps `/readyz` from saying yes.
     pub not_ready: Vec<String>,
 }
@@ -218,6 +220,11 @@ impl StatusBoard {
     pub(super) fn wal_use(&self, seen: WalUse) {
         self.shared.metrics.wal_budget(seen.used_ratio, seen.bytes, seen.seconds_left);
         *lock(&self.shared.wal_use) = Some(seen);
+    }
+
+    /// So many slots of others keep WAL that nobody reads, and the most that one of them keeps.
+    pub(super) fn idle_slots(&self, slots: u64, most_bytes: u64) {
+        self.shared.metrics.idle_slots(slots, most_bytes);
     }
 
     /// The catalogs were looked at: what is not in order there.
@@ -326,6 +333,7 @@ impl StatusBoard {
             checkpoint,
             inflight_limit_bytes: self.shared.inflight_limit,
             wal_holder: wal_holder(&sinks, server.as_deref()),
+            idle_slots: server.iter().flat_map(|report| report.idle()).map(WalHolder::advice).collect(),
             sinks,
             server_slots: server,
             wal_budget: lock(&self.shared.wal_use).clone(),

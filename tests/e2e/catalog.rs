@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use walgate::control::parking::create_sql;
 
 use crate::rig::Rig;
-use crate::support::postgres::ROLE;
+use crate::support::postgres::{Options, Postgres, ROLE};
 use crate::support::wait::{DEADLINE, eventually, within};
 use crate::support::walgate::Walgate;
 
@@ -194,4 +194,29 @@ fn what_was_undone_while_walgate_was_down_is_seen_at_the_start() {
     walgate.wait_log(&["the outbox's way into the stream has changed"]);
     let mut watched = Watched { rig, walgate };
     watched.goes_on(&birth);
+}
+
+/// A slot that somebody has forgotten keeps WAL for ever.
+#[test]
+fn a_slot_that_nobody_reads_is_named_with_the_sql_that_drops_it() {
+    let server = Postgres::start(Options::default());
+    let rig = Rig::on(&server);
+    let mut walgate = rig.run();
+    rig.database.sql("SELECT pg_create_physical_replication_slot('forgotten', true)");
+    rig.database
+        .sql("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000)) FROM generate_series(1, 40)");
+    let seen = |walgate: &Walgate| {
+        (walgate.metric("walgate_idle_slots", &[]), walgate.status().map(|status| status["idle_slots"].to_string()))
+    };
+    let named = within(SOON, || seen(&walgate).0 == Some(1.0));
+    assert!(named, "{:?}", seen(&walgate));
+    let (_, said) = seen(&walgate);
+    let said = said.expect("a status");
+    for text in ["`forgotten` is not being read", "MiB of WAL", "SELECT pg_drop_replication_slot('forgotten');"] {
+        assert!(said.contains(text), "{said}");
+    }
+    assert!(walgate.metric("walgate_idle_slots_retained_bytes", &[]) > Some(40_000_000.0));
+    rig.database.sql("SELECT pg_drop_replication_slot('forgotten')");
+    walgate.eventually("it is gone", || rig.database.value("SELECT count(*) FROM pg_replication_slots") == "1");
+    eventually(DEADLINE, "and forgotten", || seen(&walgate) == (Some(0.0), Some("[]".to_owned())));
 }

@@ -57,6 +57,7 @@ fn scrape(port: u16) -> Scrape {
 const FAMILIES: &[(&str, &str, Option<&str>)] = &[
     ("walgate_broker_duplicates", "counter", None),
     ("walgate_build", "info", None),
+    ("walgate_catalog_ok", "gauge", None),
     ("walgate_checkpoint_lsn", "gauge", None),
     ("walgate_commit_to_ack_seconds", "histogram", Some("seconds")),
     ("walgate_config_generation", "gauge", None),
@@ -67,6 +68,8 @@ const FAMILIES: &[(&str, &str, Option<&str>)] = &[
     ("walgate_discarded_events", "counter", None),
     ("walgate_events", "counter", None),
     ("walgate_events_received", "counter", None),
+    ("walgate_idle_slots", "gauge", None),
+    ("walgate_idle_slots_retained_bytes", "gauge", Some("bytes")),
     ("walgate_ignored_rows", "counter", None),
     ("walgate_inflight_bytes", "gauge", Some("bytes")),
     ("walgate_inflight_events", "gauge", None),
@@ -287,7 +290,8 @@ fn x15_events_make_no_series_and_break_no_line() {
         let mut walgate = Walgate::run(&setup);
         let port = setup.admin_port();
         walgate.eventually("it streams", || {
-            walgate_is_up(&setup) && scrape(port).sample("walgate_replication_lag_bytes", &[]).is_some()
+            let known = ["walgate_replication_lag_bytes", "walgate_catalog_ok", "walgate_idle_slots"];
+            walgate_is_up(&setup) && known.iter().all(|name| scrape(port).sample(name, &[]).is_some())
         });
         let before = scrape(port).series();
         let literal = format!("E'{}'", hostile.escape_unicode_for_sql());
