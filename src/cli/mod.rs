@@ -6,11 +6,13 @@ mod check;
 mod demo;
 mod dlq;
 mod expect;
+mod feed;
 mod fetch;
 mod init;
 mod lanes;
 mod recover;
 mod reload;
+mod replay;
 mod route;
 mod run;
 mod setup;
@@ -85,6 +87,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Send what may be undelivered after the slot was lost, advanced or made again; with --adopt, rows that are older than it.
     Recover(recover::RecoverArgs),
+    /// Send rows that were delivered once more to one sink.
+    Replay(replay::ReplayArgs),
     /// List dead letters, have them attempted again, or delete them.
     Dlq(dlq::DlqArgs),
     /// Have the gateway send nothing to a sink until it is resumed, restarts included.
@@ -131,6 +135,7 @@ pub fn main(registry: &Registry) -> ExitStatus {
             Command::Test(args) => expect::run(&args, registry),
             Command::Status(args) => status::run(args, registry).await,
             Command::Recover(args) => recover::run(args, registry).await,
+            Command::Replay(args) => replay::run(args, registry).await,
             Command::Dlq(args) => dlq::run(args, registry).await,
             Command::Pause(args) => steer::run(&args, Verb::Pause {}, registry).await,
             Command::Resume(args) => steer::run(&args, Verb::Resume {}, registry).await,

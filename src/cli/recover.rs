@@ -10,30 +10,29 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
 };
 
-use bytes::Bytes;
 use clap::Args;
 use serde::Serialize;
-use walgate_sink::{Lsn, PayloadFormat, Position, Secret, Timestamp};
+use walgate_sink::{Lsn, Secret};
 
 use super::{
     ConfigArgs, complain,
+    feed::{self, Feed},
     setup::{self, Routing},
 };
 use crate::{
-    config::{Config, Loaded},
+    config::Loaded,
     control::{
-        self, Link, SlotReport, Wanted,
+        Link, SlotReport, Wanted,
         gateway::{self, GatewayRow},
-        parking::{HoldKey, Parcel, Shelf},
-        preflight::{TableFacts, read_table},
-        recovery::{self, Counts, Found, Selection, Which},
+        parking::{Parcel, Shelf},
+        preflight::read_table,
+        recovery::{self, Counts, Which},
         slot::{WalStatus, human_bytes},
         slot_report,
     },
     error::ExitStatus,
     postgres::ConnectSettings,
     registry::Registry,
-    router::Routed,
     source::ExportedSlot,
     telemetry::{failpoint, sentence},
 };
@@ -168,7 +167,7 @@ async fn recover(args: &RecoverArgs, registry: &Registry) -> Result<Report, Refu
 async fn with_client(
     args: &RecoverArgs,
     loaded: &Loaded,
-    mut routing: Routing,
+    routing: Routing,
     settings: &ConnectSettings,
     wanted: &Wanted,
     client: &tokio_postgres::Client,
@@ -202,8 +201,13 @@ async fn with_client(
         }
         (_, false) => Which::Unsettled { known: known.clone(), past: !args.without_past },
     };
-    let selection = select(args, &loaded.config, &routing, &table, which)?;
-    report.counts = selection.count(client).await.map_err(environment)?;
+    let age = Some(args.age.clone()).filter(|age| feed::has(&table, age));
+    let mut feed = Feed::new(loaded, routing, &table, which, age).map_err(environment)?;
+    if let Some(column) = args.unpublished.as_ref().filter(|column| !feed::has(&table, column)) {
+        return Err(environment(format!("the outbox has no column `{column}`")));
+    }
+    feed.selection.unpublished.clone_from(&args.unpublished);
+    report.counts = feed.selection.count(client).await.map_err(environment)?;
     if args.dry_run {
         return Ok(report);
     }
@@ -224,7 +228,7 @@ async fn with_client(
         exported.as_ref().map(|slot| slot.consistent_point).or(slots.slot.and_then(|slot| slot.confirmed_flush_lsn));
     let begins = begins.unwrap_or(Lsn::ZERO);
     recovery::begin(client, exported.as_ref().map(|slot| slot.snapshot.as_str())).await.map_err(failed)?;
-    park(loaded, &mut routing, &selection, &table, client, Lsn(begins.0.saturating_sub(1)), &mut report).await?;
+    park(loaded, &mut feed, client, Lsn(begins.0.saturating_sub(1)), &mut report).await?;
     failpoint("recover.parked");
     match exported {
         Some(_) => recovery::commit_new_slot(client, name, begins, !args.without_past).await.map_err(failed)?,
@@ -263,35 +267,6 @@ fn judge(name: &str, slots: &SlotReport, known: Option<&(GatewayRow, String)>) -
     Ok((Slot::Sound, format!("replication slot `{name}` is sound")))
 }
 
-fn select(
-    args: &RecoverArgs,
-    config: &Config,
-    routing: &Routing,
-    table: &TableFacts,
-    which: Which,
-) -> Result<Selection, Refusal> {
-    let has = |name: &str| table.columns.iter().any(|column| column.name == name);
-    let names = &config.outbox.columns;
-    let mut columns = vec![names.id.clone(), names.event_type.clone(), names.payload.clone()];
-    columns.extend(names.key.as_ref().and_then(|key| key.column()).map(|column| column.to_string()));
-    columns.extend(names.headers.clone());
-    columns.extend(config.outbox.header_columns.values().cloned());
-    columns.extend(routing.router.columns().iter().cloned());
-    columns.sort();
-    columns.dedup();
-    if let Some(missing) = columns.iter().chain(&args.unpublished).find(|column| !has(column)) {
-        return Err(environment(format!("the outbox has no column `{missing}`")));
-    }
-    let name = routing.reader.table();
-    Ok(Selection {
-        table: control::TableName::new(&name.schema, &name.name),
-        columns,
-        age: has(&args.age).then(|| args.age.clone()),
-        unpublished: args.unpublished.clone(),
-        which,
-    })
-}
-
 fn ask(args: &RecoverArgs, report: &Report, known: Option<&GatewayRow>, slot: &Slot) -> Result<(), Refusal> {
     if args.yes {
         return Ok(());
@@ -323,53 +298,19 @@ fn ask(args: &RecoverArgs, report: &Report, known: Option<&GatewayRow>, slot: &S
 /// Parks every row, in order.
 async fn park(
     loaded: &Loaded,
-    routing: &mut Routing,
-    selection: &Selection,
-    table: &TableFacts,
+    feed: &mut Feed,
     client: &tokio_postgres::Client,
     position: Lsn,
     report: &mut Report,
 ) -> Result<(), Refusal> {
-    let payload = &loaded.config.outbox.columns.payload;
-    let kind = table.columns.iter().find(|column| column.name == *payload).map(|column| column.base_type.as_str());
-    let format = match kind {
-        Some("json" | "jsonb") => PayloadFormat::Json,
-        Some("bytea") => PayloadFormat::Binary,
-        _ => PayloadFormat::Text,
-    };
-    let labels: Vec<String> = loaded.config.routes.iter().map(|route| route.event_type.0.join(",")).collect();
-    selection.open(client).await.map_err(failed)?;
-    let shelf = Shelf::open(client).await.map_err(failed)?;
+    feed.open(client, position).await.map_err(failed)?;
+    let shelf = Shelf::parked(client).await.map_err(failed)?;
     let mut waiting: BTreeMap<usize, Vec<Parcel>> = BTreeMap::new();
-    let (mut ordinal, mut routed) = (0_u32, Vec::new());
     loop {
-        let rows = selection.fetch(client).await.map_err(failed)?;
-        let end = rows.is_empty();
-        for found in rows {
-            report.events += 1;
-            let event_position = Position { commit_lsn: position, ordinal };
-            ordinal = ordinal.checked_add(1).ok_or_else(|| failed("more rows than can be told apart (2^32)"))?;
-            match read(routing, selection, format, &found) {
-                Some(mut row) => {
-                    row.event.position = event_position;
-                    row.event.committed_at = found.inserted_at.map_or_else(Timestamp::now, Timestamp);
-                    routing.router.route(&row.event, &row.columns, &mut routed);
-                    report.unrouted += u64::from(routed.is_empty());
-                    for Routed { sink, route, delivery, invalid } in routed.drain(..) {
-                        let label = labels.get(usize::from(route)).map(String::as_str).unwrap_or_default();
-                        waiting.entry(sink).or_default().push(Parcel {
-                            delivery,
-                            route: label.into(),
-                            hold: None::<HoldKey>,
-                            reason: invalid.as_ref().map(|rejection| rejection.reason.as_str().into()),
-                            message: invalid.map(|rejection| rejection.message),
-                            errors: Vec::new(),
-                            contents: true,
-                        });
-                    }
-                }
-                None => report.unusable += 1,
-            }
+        let batch = feed.next(client).await.map_err(failed)?;
+        let end = batch.is_none();
+        for (sink, parcel) in batch.into_iter().flatten() {
+            waiting.entry(sink).or_default().push(parcel);
         }
         for (sink, parcels) in &mut waiting {
             if parcels.is_empty() || (!end && parcels.len() < WRITE) {
@@ -381,21 +322,8 @@ async fn park(
             parcels.clear();
         }
         if end {
+            (report.events, report.unrouted, report.unusable) = (feed.rows, feed.unrouted, feed.unusable);
             return Ok(());
-        }
-    }
-}
-
-fn read(routing: &Routing, selection: &Selection, format: PayloadFormat, found: &Found) -> Option<crate::source::Row> {
-    let value = |name: &str| {
-        let index = selection.columns.iter().position(|column| column == name)?;
-        found.columns.get(index)?.as_ref().map(|text| Bytes::from(text.clone()))
-    };
-    match routing.reader.imagine(&value, format) {
-        Ok(row) => Some(row),
-        Err(reason) => {
-            tracing::warn!(%reason, "a row of the outbox is no event: it is left out");
-            None
         }
     }
 }

@@ -85,7 +85,8 @@ impl GatewayRow {
                 "walgate.gateway holds a row for slot `{name}` that was written in another PostgreSQL cluster (system \
                  identifier {} instead of {system_id}): the database was copied or restored from a dump. What was \
                  delivered there and what was not is not known here: rows that the outbox held before this slot was made \
-                 are not sent. To go on with what is committed from now on: `walgate run --accept-gap`",
+                 are not sent. `walgate recover` sends all of them; to go on with what is committed from now on: `walgate run \
+                 --accept-gap`",
                 self.system_id
             ));
         }
@@ -96,7 +97,8 @@ impl GatewayRow {
                 "replication slot `{name}` stands at {slot}, and walgate has confirmed {} at the most (noted at {at}): the \
                  slot was advanced or made again by somebody else, or read by a walgate that could not use walgate's own \
                  tables. Events that were committed in those {bytes} of WAL were not delivered through it; their rows are \
-                 still in the outbox table unless they were deleted. To go on without them: `walgate run --accept-gap`",
+                 still in the outbox table unless they were deleted. `walgate recover` sends them; to go on without them: `walgate run \
+                 --accept-gap`",
                 self.confirmed
             )
         })

@@ -11,7 +11,7 @@ use walgate_sink::Lsn;
 
 use super::{
     gateway::GatewayRow,
-    names::{TableName, quote_ident},
+    names::{TableName, quote_ident, quote_literal},
     query::{QueryError, execute},
 };
 
@@ -33,6 +33,36 @@ pub struct Selection {
     pub unpublished: Option<String>,
     /// By what is known of the slot.
     pub which: Which,
+    /// Further conditions: a column, how it is compared, and with what.
+    pub filters: Vec<RowFilter>,
+}
+
+/// A condition on a column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowFilter {
+    /// Its text is one of these.
+    OneOf(String, Vec<String>),
+    /// A time, not before this one.
+    Since(String, String),
+    /// A time before this one.
+    Before(String, String),
+}
+
+impl RowFilter {
+    fn condition(&self) -> String {
+        match self {
+            RowFilter::OneOf(column, values) => {
+                let values: Vec<String> = values.iter().map(|value| quote_literal(value)).collect();
+                format!("t.{}::text IN ({})", quote_ident(column), values.join(", "))
+            }
+            RowFilter::Since(column, time) => {
+                format!("t.{} >= {}::timestamptz", quote_ident(column), quote_literal(time))
+            }
+            RowFilter::Before(column, time) => {
+                format!("t.{} < {}::timestamptz", quote_ident(column), quote_literal(time))
+            }
+        }
+    }
 }
 
 /// Which rows, by what is known of the slot.
@@ -49,6 +79,11 @@ pub enum Which {
     Past {
         /// The birth.
         birth: Option<u64>,
+    },
+    /// Those that are settled for certain.
+    Settled {
+        /// What is known.
+        known: GatewayRow,
     },
 }
 
@@ -90,6 +125,11 @@ impl Selection {
                     (false, false, false) => format!("NOT ({settled})"),
                 }
             }
+            Which::Settled { known: row } => match row.mark.filter(|mark| known(mark.xmin)) {
+                None => "false".to_owned(),
+                Some(mark) if row.past_settled || !known(row.birth) => older(mark.xmin),
+                Some(mark) => format!("({} AND NOT {})", older(mark.xmin), older(row.birth)),
+            },
             // All rows are younger than so old a birth, as far as can be told.
             Which::Past { birth: Some(birth) } => {
                 if known(*birth) {
@@ -99,6 +139,9 @@ impl Selection {
                 }
             }
         };
+        for filter in &self.filters {
+            condition.push_str(&format!(" AND {}", filter.condition()));
+        }
         if let Some(column) = &self.unpublished {
             condition.push_str(&format!(" AND t.{} IS NOT TRUE", quote_ident(column)));
         }
@@ -109,6 +152,7 @@ impl Selection {
         match &self.which {
             Which::Unsettled { known, .. } => known.as_ref().map(|row| row.birth),
             Which::Past { birth } => *birth,
+            Which::Settled { known } => Some(known.birth),
         }
     }
 
@@ -275,6 +319,7 @@ mod tests {
                 age: None,
                 unpublished: None,
                 which,
+                filters: Vec::new(),
             };
             selection.condition(now)
         };
@@ -288,6 +333,11 @@ mod tests {
         // Another life of the numbers: a mark of it says nothing, and every row is sent.
         assert_eq!(condition(unsettled(row(true, Some(900)), true), 900 + WINDOW), "NOT (false)");
         assert_eq!(condition(unsettled(row(true, Some(900)), true), 800), "NOT (false)");
+        let settled = |row| Which::Settled { known: row };
+        assert_eq!(condition(settled(row(true, Some(900))), 1000), mark);
+        assert_eq!(condition(settled(row(false, Some(900))), 1000), format!("({mark} AND NOT {birth})"));
+        assert_eq!(condition(settled(row(true, None)), 1000), "false", "in doubt none is");
+        assert_eq!(condition(settled(row(true, Some(900))), 900 + WINDOW), "false");
         assert_eq!(condition(Which::Past { birth: Some(500) }, 1000), birth);
         assert_eq!(condition(Which::Past { birth: Some(500) }, 500 + WINDOW), "false");
     }

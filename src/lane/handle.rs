@@ -171,6 +171,11 @@ impl LaneHandle {
         self.0.lock().lane.letters_deleted(rows);
     }
 
+    /// So many dead letters of the sink were put there by somebody else.
+    pub fn letters_added(&self, rows: u64) {
+        self.0.lock().lane.letters_added(rows);
+    }
+
     /// Takes the answers that there are: numbers of requests, and how many dead letters are attempted again.
     #[must_use]
     pub fn revived(&self) -> Vec<(i64, u64)> {

@@ -20,6 +20,11 @@ impl Lane {
         self.lot.dead_letters = self.lot.dead_letters.saturating_sub(rows);
     }
 
+    /// So many were put there by somebody else.
+    pub fn letters_added(&mut self, rows: u64) {
+        self.lot.dead_letters = self.lot.dead_letters.saturating_add(rows);
+    }
+
     /// Leaves out an event that holds its key. Whether there is such an event.
     pub fn skip(&mut self, event_id: &str, now: Instant) -> Option<Finished> {
         let mut finished = Finished::default();

@@ -130,6 +130,10 @@ async fn carry_out(client: &Client, slot: &str, request: &Request, lanes: &[Name
             if let Some(why) = refused.as_ref().filter(|_| unsendable.others == 0) {
                 return Ok(said(true, why.clone(), 0));
             }
+            if filter.reason.as_deref() == Some("replay") {
+                // The command line has put them there.
+                lane.handle.letters_added(filter.ids.len() as u64);
+            }
             lane.handle.revive(request.id, filter.clone(), request.asked_at, format!("r{}", request.id));
             Done::Reviving(refused)
         }

@@ -53,6 +53,7 @@ mod rabbitmq;
 mod receivers;
 mod recover;
 mod reload;
+mod replay;
 mod revoked;
 mod rig;
 mod routing;

@@ -339,42 +339,63 @@ impl ParkingStore for SqlStore {
 /// A moment of which nothing is older, and which PostgreSQL can hold: 1970 less 5,000 years.
 const EARLIEST: i64 = -157_000_000_000_000_000;
 
-/// `walgate.parked` within somebody else's transaction: what a recovery puts there is there together with what it says of
-/// the slot, or not at all.
+/// One of the tables within somebody else's transaction: what a recovery puts there is there together with what it says
+/// of the slot, or not at all.
 pub struct Shelf<'a> {
     client: &'a tokio_postgres::Client,
     statement: tokio_postgres::Statement,
+    letters: bool,
     utf8: bool,
 }
 
 impl<'a> Shelf<'a> {
-    /// Prepares it.
+    /// `walgate.parked`: what is put there is owed.
     ///
     /// # Errors
     /// The table is not there or must not be written, or the connection broke.
-    pub async fn open(client: &'a tokio_postgres::Client) -> Result<Self, StoreError> {
+    pub async fn parked(client: &'a tokio_postgres::Client) -> Result<Self, StoreError> {
+        Shelf::open(client, false).await
+    }
+
+    /// `walgate.dead_letters`: what is put there waits until somebody asks for it.
+    ///
+    /// # Errors
+    /// As [`Shelf::parked`].
+    pub async fn dead_letters(client: &'a tokio_postgres::Client) -> Result<Self, StoreError> {
+        Shelf::open(client, true).await
+    }
+
+    async fn open(client: &'a tokio_postgres::Client, letters: bool) -> Result<Self, StoreError> {
+        let sql = if letters { statements::BURY } else { statements::PARK };
         let open = async {
             let encoding = client.query_typed_one("SELECT pg_catalog.current_setting('server_encoding') = 'UTF8'", &[]);
             let utf8 = encoding.await?.try_get(0)?;
-            Ok::<_, tokio_postgres::Error>((client.prepare(statements::PARK).await?, utf8))
+            Ok::<_, tokio_postgres::Error>((client.prepare(sql).await?, utf8))
         };
-        let (statement, utf8) = open.await.map_err(|error| Failure::from(error).explain("look into walgate.parked"))?;
-        Ok(Shelf { client, statement, utf8 })
+        let (statement, utf8) =
+            open.await.map_err(|error| Failure::from(error).explain("open walgate's own tables"))?;
+        Ok(Shelf { client, statement, letters, utf8 })
     }
 
-    /// Puts deliveries of a sink there; how many of them were not there yet.
+    /// Puts deliveries of a sink there; how many of them were not there yet (of dead letters, all).
     ///
     /// # Errors
     /// The statement failed: so has the transaction.
     pub async fn put(&self, slot: &str, sink: &str, parcels: &[Parcel]) -> Result<u64, StoreError> {
+        let all = parcels.len() as u64;
         let parcels: Vec<&Parcel> = parcels.iter().collect();
         let columns = Columns::of(&parcels, self.utf8);
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&slot, &sink];
         parameters.extend(columns.parameters());
         parameters.push(&0_i64);
+        let none: [i64; 0] = [];
+        let none = none.as_slice();
+        if self.letters {
+            parameters.push(&none);
+        }
         let put = self.client.query_one(&self.statement, &parameters).await;
-        let new = put.and_then(|row| row.try_get::<_, i64>(0));
-        new.map(count).map_err(|error| Failure::from(error).explain("write to walgate.parked"))
+        let new = put.and_then(|row| if self.letters { Ok(all) } else { row.try_get::<_, i64>(0).map(count) });
+        new.map_err(|error| Failure::from(error).explain("write to walgate's own tables"))
     }
 }
 

@@ -15,8 +15,9 @@ pub(super) fn judge(facts: &Facts, wanted: &Wanted, findings: &mut Vec<Finding>)
                 FindingCode::SlotMissing,
                 format!(
                     "replication slot `{name}` does not exist: create it after the publication; only events that are \
-                     committed after it was made are sent. If it existed before, what was committed since it was \
-                     dropped has to be sent by other means. (`walgate run --create` creates both where both are absent)"
+                     committed after it was made are sent. If it existed before, `walgate recover` finds the rows that it \
+                     may not have delivered, and makes the slot. (`walgate run --create` creates publication and slot \
+                     where both are absent)"
                 ),
             )
             .with_sql(create_slot_sql(name)),
@@ -100,7 +101,8 @@ fn wal(facts: &Facts, slot: &SlotStatus, findings: &mut Vec<Finding>) {
                 format!(
                     "replication slot `{name}` is lost: {why}; it can never be read again. Events that were committed\
                      {range} and not delivered through it are not sent by a new slot either; their rows are still in \
-                     the outbox table unless they were deleted"
+                     the outbox table unless they were deleted: `walgate recover` sends those that may be undelivered, \
+                     and makes a new slot. Without them:"
                 ),
             )
             .with_sql(new_slot_sql(name)),
