@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
-use super::{KeySource, Percent, Rate, WalSenderTimeout};
+use super::{Cleanup, KeySource, Percent, Rate, WalSenderTimeout};
 
 /// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub limits: Limits,
     /// WAL that the server may keep for the slot, and what is done before it is used up.
     pub wal_budget: WalBudget,
+    /// What becomes of rows that are settled on every sink.
+    pub cleanup: Cleanup,
     /// The HTTP interface.
     pub admin: Admin,
     /// What a reload does about what a sink that it removes is still owed.
@@ -44,6 +46,7 @@ impl Default for Config {
             unrouted: Unrouted::default(),
             limits: Limits::default(),
             wal_budget: WalBudget::default(),
+            cleanup: Cleanup::default(),
             admin: Admin::default(),
             removed_sinks: RemovedSinks::default(),
             shutdown_timeout: HumanDuration(Duration::from_secs(10)),
@@ -60,6 +63,7 @@ pub(crate) const ROOT_KEYS: &[&str] = &[
     "unrouted",
     "limits",
     "wal_budget",
+    "cleanup",
     "admin",
     "removed_sinks",
     "shutdown_timeout",
@@ -80,7 +84,7 @@ pub(crate) const DELIVERY_KEYS: &[&str] = &[
 ];
 
 /// A secret is never written out; only whether there is one.
-fn hidden<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn hidden<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
     secret.as_ref().map(|_| super::redact::HIDDEN).serialize(serializer)
 }
 

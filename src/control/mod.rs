@@ -1,6 +1,7 @@
 //! The SQL connection: what must hold before streaming, the slot's status, the session as second signal, and setting a
 //! database up or retiring it. Nothing here drops, re-creates or advances a slot, but for `init --remove`.
 
+pub mod cleanup;
 pub mod create;
 pub mod dead_letters;
 pub mod finding;

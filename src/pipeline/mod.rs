@@ -4,6 +4,7 @@
 //! which a connection ends stands in one place, `Gateway::after`.
 
 mod budget;
+mod cleanup;
 mod connection;
 mod intake;
 mod lanes;
@@ -24,6 +25,7 @@ use walgate_sink::Lsn;
 
 pub use self::{
     budget::BudgetWatch,
+    cleanup::{CleanupState, CleanupStatus, Connect},
     intake::{Course, Intake, IntakeError},
     lanes::{Ending, Endings, LanePlan, Lanes, NamedLane},
     pulse::{Pulse, is_alive},
@@ -37,7 +39,7 @@ use self::{
 use crate::{
     checkpoint::Checkpoint,
     config::{Limits, WalBudget},
-    control::{Bounds, Session, Term},
+    control::{Bounds, Session, Term, cleanup::Plan},
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, Shutdown, SourceError, StreamOptions},
     telemetry::failpoint,
@@ -112,6 +114,10 @@ pub struct Gateway {
     pub accept_gap: bool,
     /// Which rows of the outbox are settled; none while another process has the slot, or without walgate's own tables.
     pub bounds: watch::Sender<Option<Bounds>>,
+    /// What becomes of settled rows.
+    pub cleanup: watch::Sender<Plan>,
+    /// Makes the clean-up's connection.
+    pub cleanup_connect: Connect,
 }
 
 /// What follows from the end of a connection, or of an attempt to make one.
@@ -191,6 +197,7 @@ impl Gateway {
         if self.tables {
             let (clients, slot) = (self.session.clients(), self.options.slot.clone());
             beside.spawn(requests::serve(clients, slot, self.term.clone(), self.board.clone()));
+            beside.spawn(cleanup::serve(self.around_cleanup()));
         }
         let mut stopped = stop.subscribe();
         let mut state = Attempts::default();
@@ -225,6 +232,17 @@ impl Gateway {
         };
         let summary = stop::stop(self, open).await;
         result.map(|()| summary)
+    }
+
+    fn around_cleanup(&self) -> cleanup::Around {
+        cleanup::Around {
+            plans: self.cleanup.subscribe(),
+            connect: self.cleanup_connect.clone(),
+            clients: self.session.clients(),
+            bounds: self.bounds.clone(),
+            term: self.term.clone(),
+            board: self.board.clone(),
+        }
     }
 
     async fn one_connection(
@@ -359,6 +377,7 @@ impl Gateway {
                 failpoint("intake.changed");
                 self.limits = generation.limits;
                 wal_budget.send_replace(generation.wal_budget);
+                self.cleanup.send_replace(generation.cleanup);
                 self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());
                 Ok(format!("generation {} is in force; {summary}", self.board.next_generation()))
             }

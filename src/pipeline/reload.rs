@@ -15,6 +15,7 @@ use tokio::{
 use super::{LanePlan, Lanes, NamedLane};
 use crate::{
     config::{Limits, RemovedSinks, Unrouted, WalBudget},
+    control::cleanup::Plan,
     router::Router,
     source::OutboxReader,
 };
@@ -40,6 +41,8 @@ pub struct Generation {
     pub limits: Limits,
     /// What is done about WAL that is kept.
     pub wal_budget: WalBudget,
+    /// What becomes of settled rows.
+    pub cleanup: Plan,
     /// What happens to the debts of sinks that are removed.
     pub removed: RemovedSinks,
 }

@@ -11,10 +11,14 @@ use walgate_sink::Lsn;
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointStatus},
-    control::{SlotReport, WalUse},
+    config::CleanupMode,
+    control::{SlotReport, WalUse, cleanup::Measures},
     lane::{LaneState, LaneStatus},
     metrics::{Format, Metrics},
-    pipeline::NamedLane,
+    pipeline::{
+        NamedLane,
+        cleanup::{CleanupState, CleanupStatus, LastRound},
+    },
 };
 
 /// What the source is doing, in one word.
@@ -108,6 +112,8 @@ pub struct GatewayStatus {
     pub server_slots: Option<Arc<SlotReport>>,
     /// How much of the WAL that the server may keep for the slot is used; none: not known yet.
     pub wal_budget: Option<WalUse>,
+    /// The clean-up of settled rows.
+    pub cleanup: CleanupStatus,
     /// Who keeps the server from removing WAL, as a sentence.
     pub wal_holder: String,
     /// What keeps `/readyz` from saying yes.
@@ -128,6 +134,7 @@ struct Shared {
     lanes: Mutex<Vec<NamedLane>>,
     slot: Mutex<Option<watch::Receiver<Option<Arc<SlotReport>>>>>,
     wal_use: Mutex<Option<WalUse>>,
+    cleanup: Mutex<CleanupStatus>,
     inflight_limit: u64,
     stuck_after: Duration,
     metrics: Metrics,
@@ -158,6 +165,7 @@ impl StatusBoard {
                 lanes: Mutex::default(),
                 slot: Mutex::default(),
                 wal_use: Mutex::default(),
+                cleanup: Mutex::default(),
                 inflight_limit,
                 stuck_after,
                 metrics,
@@ -196,6 +204,46 @@ impl StatusBoard {
     pub(super) fn wal_use(&self, seen: WalUse) {
         self.shared.metrics.wal_budget(seen.used_ratio, seen.bytes, seen.seconds_left);
         *lock(&self.shared.wal_use) = Some(seen);
+    }
+
+    /// What the clean-up is doing.
+    pub(super) fn cleanup(&self, mode: CleanupMode, state: CleanupState, why: Option<&str>) {
+        self.shared.metrics.cleanup.blocked.set(i64::from(state == CleanupState::Blocked));
+        let mut status = lock(&self.shared.cleanup);
+        (status.mode, status.state, status.why) = (mode, state, why.map(str::to_owned));
+    }
+
+    /// The clean-up has done a round.
+    pub(super) fn cleaned_up(&self, mode: CleanupMode, rows: u64, took: Duration) {
+        self.shared.metrics.cleanup.touched(mode.as_str(), rows);
+        let mut status = lock(&self.shared.cleanup);
+        status.rows += rows;
+        let at = walgate_sink::Timestamp::now().to_string();
+        status.last_round = Some(LastRound { at, rows, seconds: took.as_secs_f64() });
+    }
+
+    /// A round of the clean-up has failed.
+    pub(super) fn cleanup_failed(&self, error: String) {
+        self.shared.metrics.cleanup.errors.inc();
+        let mut status = lock(&self.shared.cleanup);
+        status.errors += 1;
+        status.last_error = Some(error);
+    }
+
+    /// How much there is to clean up.
+    pub(super) fn cleanup_measured(&self, found: Measures) {
+        let unsettled = lock(&self.shared.checkpoint).as_ref().map_or(0, |held| held.snapshot().unsettled_events);
+        let kept = Some(found.rows.saturating_sub(unsettled));
+        let Measures { bytes, dead, oldest_settled, .. } = found;
+        self.shared.metrics.cleanup.measured(kept, oldest_settled, Some(bytes), Some(dead));
+        let mut status = lock(&self.shared.cleanup);
+        (status.kept_rows, status.oldest_settled_seconds) = (kept, oldest_settled);
+        (status.table_bytes, status.dead_rows) = (Some(bytes), Some(dead));
+    }
+
+    /// WAL written since what is confirmed, as the last look at the slot had it.
+    pub(super) fn slot_lag(&self) -> Option<u64> {
+        self.slot_report()?.slot.as_ref()?.lag_bytes
     }
 
     /// Who keeps the server from removing WAL, as a sentence.
@@ -286,6 +334,7 @@ impl StatusBoard {
             sinks,
             server_slots: server,
             wal_budget: lock(&self.shared.wal_use).clone(),
+            cleanup: lock(&self.shared.cleanup).clone(),
             not_ready,
         }
     }

@@ -14,6 +14,7 @@ mod all_sinks;
 mod both;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod canaries;
+mod cleanup;
 mod configuration;
 mod conformance;
 mod consumers;

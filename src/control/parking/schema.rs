@@ -63,6 +63,7 @@ const GATEWAY_COLUMNS: &str = "\
   timeline bigint NOT NULL,
   confirmed_lsn pg_lsn NOT NULL,
   birth xid8 NOT NULL,
+  born_at timestamptz NOT NULL DEFAULT now(),
   past_settled boolean NOT NULL DEFAULT false,
   mark_xmin xid8,
   mark_lsn pg_lsn,
@@ -129,7 +130,7 @@ mod tests {
     #[test]
     fn the_columns_are_those_of_the_statements() {
         let columns: Vec<_> = columns().collect();
-        assert_eq!(columns.len(), 24 + 24 + 11 + 10);
+        assert_eq!(columns.len(), 24 + 24 + 11 + 11);
         assert!(columns.contains(&("parked", "hold_key")) && columns.contains(&("requests", "affected")));
     }
 }

@@ -1,0 +1,186 @@
+//! Deaths of walgate and of PostgreSQL while rows are cleaned up.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio_postgres::{Config, NoTls};
+use walgate::config::{Cleanup, CleanupMode};
+use walgate::control::cleanup::{Plan, Sweeper, place};
+use walgate::control::{Link, TableName, gateway};
+
+use super::Yard;
+use crate::support::oracle;
+use crate::support::postgres::{Options, Postgres};
+use crate::support::receiver::Receiver;
+use crate::support::wait::{DEADLINE, eventually, within};
+use crate::support::walgate::{Setup, Walgate};
+use crate::workload::Stream;
+
+const BUSY: &str = "mode: delete, retain: 0s, pause: 0ms, batch: 100";
+
+/// Writers with savepoints, rollbacks, prepared transactions and asynchronous commits; six kills of walgate, and two of
+/// PostgreSQL. Nothing that was not acknowledged is deleted, all that was committed arrives, and the outbox is empty.
+#[test]
+fn p1_s1_kills_during_clean_up_touch_no_unsettled_row() {
+    let server = Postgres::start(Options::default());
+    let yard = Yard::on(&server);
+    yard.database.sql(&format!("ALTER DATABASE {} SET synchronous_commit = off", yard.database.name));
+    let setup = yard.setup(BUSY);
+    let file = setup.write();
+    let mut walgate = Walgate::run_file(&setup, &file);
+    yard.wait_begun(&mut walgate);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for name in ["a", "b"] {
+            let (yard, stop) = (&yard, &stop);
+            let stream = Stream { name, keys: 20, batch: 12, prepared: true };
+            scope.spawn(move || {
+                let goes_on = |at| {
+                    let room = || stop.load(Ordering::SeqCst) || at < yard.clerk.receiver.settled_count() / 2 + 300;
+                    within(DEADLINE, room) && !stop.load(Ordering::SeqCst)
+                };
+                stream.write(&yard.database, 0, goes_on);
+            });
+        }
+        for round in 0..8 {
+            let before = yard.clerk.receiver.settled_count();
+            walgate.eventually("events flow", || yard.clerk.receiver.settled_count() > before + 200);
+            if round % 4 == 3 {
+                server.kill9();
+                server.start_again();
+                // It finds its way by itself.
+                continue;
+            }
+            walgate.kill9();
+            yard.clerk.receiver.wait_until_deserted();
+            yard.assert_clean(&walgate);
+            walgate = Walgate::run_file(&setup, &file);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    for gid in yard.database.sql("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") {
+        yard.database.sql(&format!("ROLLBACK PREPARED '{}'", gid[0].clone().expect("a name")));
+    }
+    let committed = oracle::ledger(&yard.database);
+    walgate.eventually("all arrive", || {
+        let settled = yard.clerk.receiver.all_settled();
+        committed.iter().all(|event| settled.contains_key(&event.id))
+    });
+    yard.wait_rows(&mut walgate, 0);
+    let repeats = oracle::assert_reconciled(&committed, &yard.clerk.receiver.receipts());
+    eprintln!("clean-up under kills: {} events, {repeats} repeats", committed.len());
+    yard.assert_clean(&walgate);
+}
+
+/// After a crash PostgreSQL hands out transaction numbers again that no WAL record told of: a row that is written then
+/// looks older than a mark of before. Such a mark is not taken; and were it taken, the row would go.
+#[test]
+fn s1_a_mark_of_before_a_crash_is_not_used() {
+    let server = Postgres::start(Options::default());
+    let yard = Yard::on(&server);
+    yard.database.sql("DROP TRIGGER only_settled ON outbox_events");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let link = || {
+        let mut config = Config::new();
+        config.host_path(server.sockets()).port(server.port()).user("postgres").dbname(&yard.database.name);
+        runtime.block_on(async {
+            let (client, connection) = config.connect(NoTls).await.expect("a connection");
+            Link::new(client, connection)
+        })
+    };
+    let cleanup = Cleanup {
+        mode: CleanupMode::Delete,
+        retain: walgate_sink::HumanDuration(Duration::ZERO),
+        ..Cleanup::default()
+    };
+    let plan = Plan { cleanup, table: TableName::new("public", "outbox_events"), slot: yard.database.slot.clone() };
+    let open = |link: Link| {
+        runtime.block_on(async {
+            let other = self::link_place(&server, &yard, &plan).await;
+            Sweeper::open(link, &plan, &other).await.expect("a sweeper")
+        })
+    };
+    // On disk; then numbers that only live in memory.
+    yard.database.sql("CREATE TABLE flushed ()");
+    for _ in 0..50 {
+        yard.database.sql("BEGIN; SELECT pg_current_xact_id(); ROLLBACK");
+    }
+    let before = open(link());
+    let mark = runtime.block_on(async {
+        let Link { client, driver } = link();
+        let driver = tokio::spawn(driver);
+        let mark = gateway::take_mark(&client).await.expect("a mark");
+        driver.abort();
+        mark
+    });
+    assert!(before.takes(mark), "it was taken after the connection was made");
+    server.kill9();
+    server.start_again();
+    assert!(eventually_closed(&before));
+    yard.insert("reused");
+    let row: u64 = yard.database.value("SELECT xmin FROM outbox_events").parse().expect("a number");
+    assert!(
+        row < mark.xmin,
+        "number {row} was handed out again: the mark says that all before {} is settled",
+        mark.xmin
+    );
+    let mut after = open(link());
+    assert!(!after.takes(mark));
+    // The guard is needed: this is what the mark would do. There is no term to hold, so the row of walgate's table is made.
+    yard.database.sql(&format!(
+        "INSERT INTO walgate.gateway (slot, term, system_id, timeline, confirmed_lsn, birth, past_settled, written_at) \
+         VALUES ('{}', 1, '1', 1, '0/0', '3', true, now())",
+        yard.database.slot
+    ));
+    let round = runtime.block_on(after.round(&plan, mark, 1, 10)).expect("a round");
+    assert_eq!((round.touched, yard.rows()), (1, 0));
+}
+
+fn eventually_closed(sweeper: &Sweeper) -> bool {
+    within(DEADLINE, || sweeper.is_closed())
+}
+
+async fn link_place(server: &std::sync::Arc<Postgres>, yard: &Yard, plan: &Plan) -> walgate::control::cleanup::Place {
+    let mut config = Config::new();
+    config.host_path(server.sockets()).port(server.port()).user("postgres").dbname(&yard.database.name);
+    let (client, connection) = config.connect(NoTls).await.expect("a connection");
+    let driver = tokio::spawn(connection.map(drop));
+    let found = place(&client, &plan.table).await.expect("an answer").expect("a place");
+    driver.abort();
+    found
+}
+
+/// A hundred thousand rows under inserts, nothing retained: everything is delivered, and the table is empty.
+#[test]
+fn a_hundred_thousand_rows_come_and_go() {
+    let yard = Yard::new();
+    yard.database.sql("DROP TRIGGER only_settled ON outbox_events");
+    let receiver = Receiver::batches();
+    let url = receiver.url();
+    let setup = Setup::of(&yard.database)
+        .keyed()
+        .sink(&format!(
+            "hook: {{ webhook: {{ url: {url:?}, secret: {:?}, mode: batch }}, delivery: {{ timeout: 15s, concurrency: 4, batch: 500 }} }}",
+            crate::support::receiver::SECRET
+        ))
+        .route("**", "hook")
+        .more("cleanup: { mode: delete, retain: 0s, pause: 10ms, batch: 2000 }");
+    let mut walgate = Walgate::run(&setup);
+    yard.wait_begun(&mut walgate);
+    let mut largest = 0;
+    for part in 0..50 {
+        yard.database.sql(&format!(
+            "INSERT INTO outbox_events (event_type, payload) SELECT 'order.created', \
+             jsonb_build_object('i', {part} * 2000 + i) FROM generate_series(1, 2000) i"
+        ));
+        largest = largest.max(yard.rows());
+    }
+    eventually(Duration::from_secs(60), "everything is delivered", || receiver.distinct() >= 100_000);
+    yard.wait_rows(&mut walgate, 0);
+    assert_eq!(receiver.distinct(), 100_000);
+    assert_eq!(walgate.metric("walgate_cleanup_rows_total", &["mode=\"delete\""]), Some(100_000.0));
+    assert_eq!(walgate.metric("walgate_cleanup_errors_total", &[]), Some(0.0), "{}", walgate.said());
+    eprintln!("100000 rows; {largest} of them at once");
+}
