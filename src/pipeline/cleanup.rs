@@ -44,6 +44,8 @@ const REST: u32 = 10;
 const MEASURE: Duration = Duration::from_secs(60);
 /// Time that a statement may take; the server's own bound is shorter.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Time for a look at a whole table, a part at a time.
+const LONG_LOOK: Duration = Duration::from_secs(3600);
 /// Pauses after failures.
 const RETRY_LEAST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(30);
@@ -173,6 +175,14 @@ impl Sweep {
     }
 }
 
+/// A look at the rows from before a birth.
+#[derive(Clone, Copy)]
+struct Look {
+    at: Instant,
+    birth: u64,
+    found: u64,
+}
+
 struct Duty {
     around: Around,
     sweeper: Option<Sweeper>,
@@ -183,8 +193,8 @@ struct Duty {
     idle: Duration,
     strain: Strain,
     sweep: Sweep,
-    /// When rows from before the slot were looked for, and how many there were.
-    looked: Option<(Instant, u64)>,
+    /// The last look at rows from before the slot.
+    looked: Option<Look>,
     measured: Option<Instant>,
     /// What was said already.
     told: HashSet<String>,
@@ -224,6 +234,8 @@ impl Duty {
             self.sweeper = None;
             let Some(sweeper) = self.open(plan).await? else { return Ok(SOON) };
             self.sweeper = Some(sweeper);
+            // What was known before it stood is not for it.
+            return Ok(Duration::ZERO);
         }
         let Some(sweeper) = &self.sweeper else { return Ok(SOON) };
         let findings = sweeper.findings().to_vec();
@@ -258,7 +270,11 @@ impl Duty {
         let sweep_began = *self.sweep.began.get_or_insert(began);
         let batch = plan.cleanup.batch.min(self.batch).max(1);
         failpoint("cleanup.before");
-        let round = patience(sweeper.round(plan, mark, self.around.term.get(), batch)).await?;
+        let work = sweeper.round(plan, mark, self.around.term.get(), batch);
+        let round = match plan.mode() {
+            CleanupMode::DropPartitions => within(LONG_LOOK, work).await?,
+            _ => patience(work).await?,
+        };
         failpoint("cleanup.after");
         let took = began.elapsed();
         let findings = sweeper.findings().to_vec();
@@ -270,7 +286,7 @@ impl Duty {
             self.around.board.cleaned_up(plan.mode(), touched, took);
         }
         if self.is_blocked(plan, &findings) {
-            self.start_over();
+            (self.sweeper, self.sweep) = (None, Sweep::default());
             return Ok(BLOCKED);
         }
         if !swept {
@@ -304,7 +320,8 @@ impl Duty {
         let link = link.unwrap_or_else(|_| Err(LinkError::new("no connection within 15 s")));
         let link = link.map_err(|error| SweeperError::Elsewhere(format!("the clean-up cannot connect: {error}")))?;
         (self.sweep, self.measured) = (Sweep::default(), None);
-        patience(Sweeper::open(link, plan, &theirs)).await.map(Some)
+        let known = || self.around.bounds.borrow().and_then(|bounds| bounds.mark);
+        patience(Sweeper::open(link, plan, &theirs, known)).await.map(Some)
     }
 
     /// Whether a finding stands in the way; each is logged once.
@@ -330,12 +347,13 @@ impl Duty {
         let Some((known, _)) = known.filter(|(known, _)| known.birth == bounds.birth) else { return Ok(false) };
         let mut settled = known.past_settled;
         if !settled {
-            let found = match self.looked.filter(|(at, _)| at.elapsed() < LOOK_PAST) {
-                Some((_, found)) => found,
+            let fresh = |look: &Look| look.birth == known.birth && look.at.elapsed() < LOOK_PAST;
+            let found = match self.looked.filter(fresh) {
+                Some(look) => look.found,
                 None => {
                     // As long as it takes: a part of the table at a time.
-                    let found = sweeper.past(plan, &known).await?;
-                    self.looked = Some((Instant::now(), found));
+                    let found = within(LONG_LOOK, sweeper.past(plan, &known)).await?;
+                    self.looked = Some(Look { at: Instant::now(), birth: known.birth, found });
                     found
                 }
             };
@@ -410,8 +428,13 @@ impl Duty {
 
 /// A statement that gets no answer in time is an error, and its connection is given up with it.
 async fn patience<T>(work: impl Future<Output = Result<T, SweeperError>>) -> Result<T, SweeperError> {
-    timeout(PATIENCE, work).await.unwrap_or_else(|_| {
-        Err(SweeperError::Elsewhere(format!("PostgreSQL did not answer the clean-up within {} s", PATIENCE.as_secs())))
+    within(PATIENCE, work).await
+}
+
+async fn within<T>(time: Duration, work: impl Future<Output = Result<T, SweeperError>>) -> Result<T, SweeperError> {
+    timeout(time, work).await.unwrap_or_else(|_| {
+        let seconds = time.as_secs();
+        Err(SweeperError::Elsewhere(format!("PostgreSQL did not answer the clean-up within {seconds} s")))
     })
 }
 

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
-use walgate_sink::Lsn;
 
 use super::Plan;
 use crate::{
@@ -236,10 +235,10 @@ pub struct Place {
     pub name: String,
     /// The table's oid; none: there is no such table.
     pub table: Option<u32>,
+    /// The timeline that it writes; none: it is a standby.
+    pub timeline: Option<String>,
     /// The server is a standby.
     pub in_recovery: bool,
-    /// Where the server writes; it has flushed no more than that.
-    pub written: Option<Lsn>,
 }
 
 const PLACE_SQL: &str = "\
@@ -249,8 +248,9 @@ SELECT pg_catalog.jsonb_build_object(
     'name', d.datname,
     'table', (SELECT c.oid::bigint FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = $1 AND c.relname = $2),
-    'in_recovery', pg_catalog.pg_is_in_recovery(),
-    'written', CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_insert_lsn() END)::text
+    'timeline', CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
+        pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8) END,
+    'in_recovery', pg_catalog.pg_is_in_recovery())::text
 FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
 
 /// Where this connection has led to.

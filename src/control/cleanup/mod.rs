@@ -3,10 +3,10 @@
 //! A row is settled if its inserting transaction is older than a mark that the checkpoint has passed (`gateway`). What makes
 //! that true, and what is asked for here before a row is touched:
 //!
-//! - *The mark is of this life of the server.* After a crash transaction numbers are handed out again. A [`Sweeper`]'s
-//!   connection ends with the server's life, and a mark counts only if it was taken after that connection was made
-//!   ([`Sweeper::takes`]).
-//! - *The server is the one that is streamed from*, and the table the same: both connections say so ([`place`]).
+//! - *The mark is of this life of the server.* After a crash, or on a standby that was promoted, transaction numbers are
+//!   handed out again. A [`Sweeper`]'s connection ends with the server's life, and a mark counts only if it became known after
+//!   that connection was made ([`Sweeper::takes`]): it was taken, and written down, on a session that was alive then.
+//! - *The server is the one that is streamed from*, and the table the same: both connections say so ([`place()`]).
 //! - *The row was streamed at all.* Rows from before the slot's birth were not, and one that was updated since does not look
 //!   like one. Nothing goes while [`past`] finds any, by their transaction or by their age.
 //! - *The term is ours*: where the role may, each statement holds it.

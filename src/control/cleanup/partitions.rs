@@ -14,6 +14,8 @@ use crate::control::{
 };
 
 const WHAT: &str = "drop a partition of the outbox";
+/// Blocks that are looked at in one statement.
+const BLOCKS: i64 = 8192;
 
 /// Whether a partition is one that may go at some time: of a range of the age column, with an end, and not the default one.
 fn upper(leaf: &LeafFacts) -> Option<&str> {
@@ -33,18 +35,30 @@ pub(super) async fn is_over(
     Ok(found.first().map(|row| column::<Option<bool>>(row, WHAT, 0)).transpose()?.flatten().unwrap_or(false))
 }
 
-/// Whether every row of it is settled, and how many there are.
+/// Whether every row of it is settled, and how many there are: a part of it at a time, up to the first that is not.
 pub(super) async fn is_settled(client: &Client, leaf: &LeafFacts, mark: Mark) -> Result<(bool, u64), QueryError> {
-    let xmin = mark.xmin.to_string();
-    let found = rows(client, WHAT, &statements::leaf_is_settled(leaf), &[(&xmin, Type::TEXT)]).await?;
-    let Some(row) = found.first() else { return Ok((false, 0)) };
-    Ok((column(row, WHAT, 0)?, u64::try_from(column::<i64>(row, WHAT, 1)?).unwrap_or(0)))
+    let (sql, xmin) = (statements::all_settled(leaf), mark.xmin.to_string());
+    let (mut block, mut total) = (0, 0);
+    loop {
+        let end = block + BLOCKS;
+        let parameters: [Parameter<'_>; 3] = [(&xmin, Type::TEXT), (&block, Type::INT8), (&end, Type::INT8)];
+        let found = rows(client, WHAT, &sql, &parameters).await?;
+        let Some(row) = found.first() else { return Ok((false, total)) };
+        let (settled, count, blocks): (bool, i64, i64) =
+            (column(row, WHAT, 0)?, column(row, WHAT, 1)?, column(row, WHAT, 2)?);
+        total += u64::try_from(count).unwrap_or(0);
+        block = end;
+        if !settled || block >= blocks {
+            return Ok((settled, total));
+        }
+    }
 }
 
 /// Takes the partition away if it may go; the rows that have gone with it.
 ///
 /// It is looked at first without a lock, and then again under one that nobody writes beside: whoever had written to it
-/// has ended by then, and what that left is seen.
+/// has ended by then, and what that left is seen. Readers wait only for the end, when all of it is known to be settled: the
+/// lock is raised then, and nobody has come in between.
 pub(super) async fn take(
     client: &Client,
     leaf: &LeafFacts,
@@ -95,14 +109,7 @@ async fn under_lock(
 ) -> Result<Option<u64>, SweeperError> {
     // Whoever wants to write to the table waits behind a lock that is waited for: that must not be long.
     execute(client, WHAT, "BEGIN; SET LOCAL lock_timeout = '200ms'").await?;
-    if holds_term {
-        let sql = "SELECT 1 FROM walgate.gateway WHERE slot = $1 AND term = $2 AND past_settled FOR KEY SHARE";
-        let parameters: [Parameter<'_>; 2] = [(&plan.slot, Type::TEXT), (&term, Type::INT8)];
-        if rows(client, WHAT, sql, &parameters).await?.is_empty() {
-            return Err(SweeperError::TermOver);
-        }
-    }
-    execute(client, WHAT, &format!("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", leaf.name)).await?;
+    execute(client, WHAT, &format!("LOCK TABLE ONLY {} IN SHARE MODE", leaf.name)).await?;
     let same = format!(
         "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.oid = {}::oid AND c.relispartition AND format('%I.%I', n.nspname, c.relname) = $1)",
@@ -110,12 +117,20 @@ async fn under_lock(
     );
     let found = rows(client, WHAT, &same, &[(&leaf.name, Type::TEXT)]).await?;
     let same = found.first().map(|row| column::<bool>(row, WHAT, 0)).transpose()?.unwrap_or(false);
-    let (settled, rows) = is_settled(client, leaf, mark).await?;
+    let (settled, rows_there) = is_settled(client, leaf, mark).await?;
     let (true, true, Some(parent)) = (same, settled, &leaf.parent) else { return Ok(None) };
+    execute(client, WHAT, &format!("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", leaf.name)).await?;
+    if holds_term {
+        let sql = "SELECT 1 FROM walgate.gateway WHERE slot = $1 AND term = $2 AND past_settled FOR KEY SHARE";
+        let parameters: [Parameter<'_>; 2] = [(&plan.slot, Type::TEXT), (&term, Type::INT8)];
+        if rows(client, WHAT, sql, &parameters).await?.is_empty() {
+            return Err(SweeperError::TermOver);
+        }
+    }
     let sql = match plan.cleanup.detach {
         true => format!("ALTER TABLE {parent} DETACH PARTITION {}", leaf.name),
         false => format!("DROP TABLE {}", leaf.name),
     };
     execute(client, WHAT, &sql).await?;
-    Ok(Some(rows))
+    Ok(Some(rows_there))
 }

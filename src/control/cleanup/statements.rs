@@ -197,12 +197,14 @@ FROM ONLY {name} o"
     )
 }
 
-/// Rows of a leaf that are not settled, up to one; $1 the mark's xmin. Columns: there is one; rows.
-pub(super) fn leaf_is_settled(leaf: &LeafFacts) -> String {
-    let (bound, name, settled) = (bound("$1"), &leaf.name, older("o.xmin"));
+/// $1 the mark's xmin; the blocks from $2 to $3. Columns: whether all rows there are settled, rows, blocks of the table.
+pub(super) fn all_settled(leaf: &LeafFacts) -> String {
+    let (bound, name, settled, blocks) = (bound("$1"), &leaf.name, older("o.xmin"), blocks("o.ctid", "$2", "$3"));
     format!(
         "WITH {bound}
-SELECT COALESCE(bool_and(COALESCE({settled}, false)), true) AND EXISTS (SELECT FROM bound), count(*) FROM ONLY {name} o"
+SELECT COALESCE(bool_and(COALESCE({settled}, false)), true) AND EXISTS (SELECT FROM bound), count(*), {size}
+FROM ONLY {name} o WHERE {blocks}",
+        size = size_in_blocks(leaf),
     )
 }
 

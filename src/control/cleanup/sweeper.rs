@@ -7,7 +7,6 @@ use tokio_postgres::{
     Client, Error, Row,
     types::{ToSql, Type},
 };
-use walgate_sink::Lsn;
 
 use super::{
     CleanupFacts, Measures, Place, Plan, facts, findings, partitions, past,
@@ -82,7 +81,7 @@ impl Drop for Driver {
 pub struct Sweeper {
     client: Client,
     _driver: Driver,
-    opened: Lsn,
+    before: Option<Mark>,
     place: Place,
     facts: CleanupFacts,
     findings: Vec<Finding>,
@@ -95,11 +94,17 @@ pub struct Sweeper {
 }
 
 impl Sweeper {
-    /// Sets a connection up, and sees that it leads where the stream comes from: `theirs`.
+    /// Sets a connection up, and sees that it leads where the stream comes from: `theirs`. `known` says, once it stands,
+    /// which mark is known already.
     ///
     /// # Errors
     /// It leads elsewhere, or a statement failed.
-    pub async fn open(link: Link, plan: &Plan, theirs: &Place) -> Result<Sweeper, SweeperError> {
+    pub async fn open(
+        link: Link,
+        plan: &Plan,
+        theirs: &Place,
+        known: impl FnOnce() -> Option<Mark>,
+    ) -> Result<Sweeper, SweeperError> {
         let Link { client, driver } = link;
         let driver = Driver(tokio::spawn(driver));
         execute(&client, "set the clean-up's connection up", SET_UP).await?;
@@ -108,13 +113,13 @@ impl Sweeper {
         if let Some(why) = elsewhere(&place, theirs, plan) {
             return Err(SweeperError::Elsewhere(why));
         }
-        let opened = place.written.unwrap_or(Lsn(u64::MAX));
+        let before = known();
         let facts = facts::read_facts(&client, plan).await?;
         let findings = findings::judge(&facts, plan);
         Ok(Sweeper {
             client,
             _driver: driver,
-            opened,
+            before,
             place,
             facts,
             findings,
@@ -130,12 +135,11 @@ impl Sweeper {
         self.client.is_closed()
     }
 
-    /// Whether a mark that the checkpoint has passed may be used here: it was taken after this connection was made, so the
-    /// server has not crashed since, or the connection would be gone. A mark of before a crash is no younger than what was
-    /// flushed then, and the server writes behind that before it takes connections.
+    /// Whether a mark that the checkpoint has passed may be used here: it became known after this connection was made. So the
+    /// server has not crashed since it was good, nor is it another one, or the connection would be gone.
     #[must_use]
     pub fn takes(&self, mark: Mark) -> bool {
-        mark.lsn >= self.opened
+        self.before != Some(mark)
     }
 
     /// What was found of the table and the role.
@@ -340,6 +344,12 @@ pub fn elsewhere(ours: &Place, theirs: &Place, plan: &Plan) -> Option<String> {
     }
     if ours.in_recovery {
         return Some(format!("the clean-up's connection leads to a standby, where nothing can be written: {mend}"));
+    }
+    if ours.timeline != theirs.timeline {
+        return Some(format!(
+            "the clean-up's connection leads to another server of the cluster than the stream, with another history (a \
+             standby was promoted): {mend}"
+        ));
     }
     if ours.table.is_none() || ours.table != theirs.table {
         return Some(format!("the table {} does not exist on the clean-up's connection", plan.table));

@@ -19,7 +19,9 @@ fn rows_that_one_sink_is_owed_stay() {
         .keyed()
         .webhook("well", &well)
         .webhook("hook", &yard.clerk.receiver)
-        .route("**", "[well, hook]")
+        .sink("nothing: { discard: {} }")
+        .route("order.*", "[well, hook]")
+        .route("push", "nothing")
         .more(&format!("cleanup: {{ {NOW} }}"));
     let mut walgate = Walgate::run(&setup);
     yard.wait_begun(&mut walgate);
@@ -31,7 +33,7 @@ fn rows_that_one_sink_is_owed_stay() {
     yard.insert_many(60);
     walgate.eventually("the other sink has them", || well.settled_count() == 110);
     yard.database.sql("VACUUM (FREEZE) outbox_events");
-    watch_for(Duration::from_secs(7));
+    yard.push_for_a_while();
     assert_eq!(yard.rows(), 60);
     yard.clerk.take(true);
     yard.wait_rows(&mut walgate, 0);
@@ -56,7 +58,7 @@ fn rows_of_open_and_of_prepared_transactions_stay_and_are_delivered() {
     yard.insert_many(30);
     let after = yard.clerk.receiver.settled_count() + 30;
     walgate.eventually("what has begun later is delivered", || yard.clerk.receiver.settled_count() >= after.min(50));
-    yard.let_marks_pass(&mut walgate);
+    yard.let_it_sweep(&mut walgate);
     assert_eq!(yard.rows(), 30, "they are delivered, and no mark says so yet");
     open.run("COMMIT");
     saved.run(&format!("COMMIT PREPARED 'cleanup_{}'", yard.database.name));
@@ -81,7 +83,8 @@ fn rows_from_before_the_slot_stay_until_somebody_decides() {
     assert_eq!(walgate.metric("walgate_cleanup_blocked", &[]), Some(1.0));
     yard.insert_many(5);
     walgate.eventually("the new ones are delivered", || yard.clerk.receiver.settled_count() == 5);
-    yard.let_marks_pass(&mut walgate);
+    yard.pass_mark(&mut walgate);
+    watch_for(Duration::from_secs(2));
     assert_eq!(yard.rows(), 12);
     walgate.kill9();
 
@@ -89,7 +92,8 @@ fn rows_from_before_the_slot_stay_until_somebody_decides() {
     yard.database.sql("UPDATE outbox_events SET published = true WHERE id NOT IN (SELECT id FROM acknowledged)");
     let mut walgate = Walgate::run_file(&setup, &file);
     walgate.wait_log(&["older than the slot", "at least 7"]);
-    yard.let_marks_pass(&mut walgate);
+    yard.pass_mark(&mut walgate);
+    watch_for(Duration::from_secs(2));
     assert_eq!(yard.rows(), 12);
 
     Walgate::command(&setup, &["cleanup", "--past-settled", "--config", "{config}"]).expect(2, &["--yes"]);
@@ -147,7 +151,7 @@ fn rows_stay_for_as_long_as_is_asked() {
     insert("now() - interval '59 minutes'");
     insert("NULL");
     yard.wait_rows(&mut walgate, 50);
-    yard.let_marks_pass(&mut walgate);
+    yard.let_it_sweep(&mut walgate);
     assert_eq!(yard.rows(), 50);
     let setup = yard.setup("mode: delete, retain: 1h");
     let said = Walgate::command(&setup, &["cleanup", "--dry-run", "--config", "{config}"]);
@@ -208,8 +212,8 @@ fn a_standby_removes_nothing_before_it_takes_over() {
     yard.insert_many(30);
     eventually(DEADLINE, "they are under way", || yard.clerk.receiver.requests() > 35);
     first.kill9();
-    second.eventually("it takes over", || second.metric("walgate_streaming", &[]) == Some(1.0));
-    yard.let_marks_pass_held();
+    eventually(DEADLINE, "it takes over", || second.metric("walgate_streaming", &[]) == Some(1.0));
+    yard.push_for_a_while();
     assert_eq!(yard.rows(), 30);
     yard.clerk.take(true);
     yard.wait_rows(&mut second, 0);
@@ -220,16 +224,6 @@ fn a_standby_removes_nothing_before_it_takes_over() {
 
 fn second_state(yard: &Yard, name: &str) -> usize {
     yard.number(&format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"))
-}
-
-impl Yard {
-    /// As much time as marks would take, were the checkpoint to move.
-    fn let_marks_pass_held(&self) {
-        for _ in 0..12 {
-            self.database.sql(super::NOISE);
-            watch_for(Duration::from_millis(400));
-        }
-    }
 }
 
 /// What walgate itself has parked is settled: its row may go, and is delivered all the same.
@@ -243,7 +237,9 @@ fn a_row_that_is_parked_may_go() {
             &yard.clerk.receiver.url(),
             "timeout: 5s, retry: { initial: 20ms, max: 300ms, connection_max: 200ms }, park_after: 500ms",
         )
-        .route("**", "hook")
+        .sink("nothing: { discard: {} }")
+        .route("order.*", "hook")
+        .route("push", "nothing")
         .more(&format!("cleanup: {{ {NOW} }}"));
     let mut walgate = Walgate::run(&setup);
     yard.wait_begun(&mut walgate);

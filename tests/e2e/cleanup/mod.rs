@@ -6,6 +6,7 @@ mod crashes;
 mod guards;
 mod modes;
 mod plans;
+mod sweeper;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,6 +18,7 @@ use crate::support::database::Database;
 use crate::support::postgres::{Options, Postgres, ROLE};
 use crate::support::receiver::{Answer, Receiver, ok, reply};
 use crate::support::sql::Sql;
+use crate::support::wait::watch_for;
 use crate::support::walgate::{Setup, Walgate};
 
 /// What the trigger says. It must stand in no log.
@@ -115,7 +117,9 @@ impl Yard {
         Setup::of(&self.database)
             .keyed()
             .webhook("hook", &self.clerk.receiver)
+            .sink("nothing: { discard: {} }")
             .route("order.*", "hook")
+            .route("push", "nothing")
             .more(&format!("cleanup: {{ {cleanup} }}"))
     }
 
@@ -149,7 +153,7 @@ impl Yard {
         self.database.value(sql).parse().expect("a number")
     }
 
-    /// Waits while the server writes something else, which is what lets the checkpoint pass a mark on an idle server.
+    /// Waits while other events are settled, which is what lets the checkpoint pass a mark.
     #[track_caller]
     fn wait(&self, walgate: &mut Walgate, what: &str, condition: impl FnMut() -> bool) {
         let mut condition = condition;
@@ -157,7 +161,7 @@ impl Yard {
         walgate.eventually(what, || {
             if noise.elapsed() > Duration::from_millis(400) {
                 noise = Instant::now();
-                let _ = self.database.connection().try_run(NOISE);
+                let _ = self.database.connection().try_run(PUSH);
             }
             condition()
         });
@@ -168,13 +172,31 @@ impl Yard {
         self.wait(walgate, &format!("the outbox has {rows} rows"), || self.rows() == rows);
     }
 
-    /// A while in which marks are passed: what may go goes in it.
-    fn let_marks_pass(&self, walgate: &mut Walgate) {
+    /// Waits until the checkpoint has passed a mark from now.
+    fn pass_mark(&self, walgate: &mut Walgate) {
         let mark = "SELECT COALESCE(max(mark_lsn), '0/0') FROM walgate.gateway";
         let written = self.database.wal_position().to_string();
         self.wait(walgate, "a mark is passed", || self.number(&format!("SELECT (({mark}) > '{written}')::int")) == 1);
-        // And a round with it.
-        crate::support::wait::watch_for(Duration::from_millis(2500));
+    }
+
+    /// Waits until the clean-up has looked at the table with a mark from now: what may go has gone.
+    fn let_it_sweep(&self, walgate: &mut Walgate) {
+        self.pass_mark(walgate);
+        let now = self.database.value("SELECT now()");
+        self.wait(walgate, "a round with it is done", || {
+            self.number(&format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%-cleanup' AND state = 'idle' \
+                 AND datname = current_database() AND query_start > '{now}' AND query LIKE '%behind%'"
+            )) == 1
+        });
+    }
+
+    /// While something holds the checkpoint: as much time as a round would take.
+    fn push_for_a_while(&self) {
+        for _ in 0..8 {
+            self.database.sql(PUSH);
+            watch_for(Duration::from_millis(400));
+        }
     }
 
     /// Nothing that was not settled was touched.
@@ -188,7 +210,9 @@ impl Yard {
     }
 }
 
-const NOISE: &str = "SELECT pg_logical_emit_message(false, 'noise', repeat('x', 100000))";
+/// An event that is settled at once, and leaves no row: with it the checkpoint passes marks.
+const PUSH: &str = "INSERT INTO outbox_events (event_type, payload) VALUES ('push', '{}'); \
+                    DELETE FROM outbox_events WHERE event_type = 'push'";
 
 fn cleanup_status(walgate: &Walgate) -> serde_json::Value {
     walgate.status().map(|status| status["cleanup"].clone()).unwrap_or_default()

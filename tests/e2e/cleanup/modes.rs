@@ -3,6 +3,7 @@
 use super::{Yard, cleanup_status, server};
 use crate::support::postgres::ROLE;
 use crate::support::sql::Sql;
+use crate::support::wait::{DEADLINE, eventually};
 use crate::support::walgate::Walgate;
 
 #[test]
@@ -14,10 +15,7 @@ fn rows_are_marked_once_and_only_when_they_are_settled() {
     yard.wait(&mut walgate, "all are marked", || marked() == 50);
     yard.clerk.take(false);
     yard.insert_many(25);
-    for _ in 0..10 {
-        yard.database.sql(super::NOISE);
-        crate::support::wait::watch_for(std::time::Duration::from_millis(400));
-    }
+    yard.push_for_a_while();
     assert_eq!((yard.rows(), marked()), (75, 50));
     yard.clerk.take(true);
     yard.wait(&mut walgate, "the rest is marked", || marked() == 75);
@@ -127,24 +125,21 @@ fn whole_partitions_go_when_all_of_them_is_settled() {
     insert(&yard, 30, 5);
     yard.insert_many(10);
     walgate.eventually("they are delivered", || yard.clerk.receiver.settled_count() == 35);
-    for _ in 0..10 {
-        yard.database.sql(super::NOISE);
-        crate::support::wait::watch_for(std::time::Duration::from_millis(400));
-    }
+    yard.push_for_a_while();
     assert_eq!(yard.number("SELECT count(*) FROM outbox_three"), 20, "somebody writes to it");
     yard.clerk.take(false);
     insert(&yard, 2, 20);
     locked[1].run("COMMIT");
     open.run("COMMIT");
-    yard.database.sql(super::NOISE);
-    crate::support::wait::watch_for(std::time::Duration::from_secs(5));
+    yard.push_for_a_while();
     assert_eq!(leaves(&yard), ["rest", "three", "today", "tomorrow", "two"], "owed to the sink");
     let said = Walgate::command(&setup, &["cleanup", "--dry-run", "--config", "{config}"]);
     said.expect(0, &["not all of its rows are settled", "it is the default partition"]);
     yard.clerk.take(true);
     yard.wait(&mut walgate, "two partitions have gone", || leaves(&yard) == ["rest", "today", "tomorrow"]);
     assert_eq!(yard.rows(), 15);
-    assert_eq!(walgate.metric("walgate_cleanup_rows_total", &["mode=\"drop_partitions\""]), Some(41.0));
+    let gone = |walgate: &Walgate| walgate.metric("walgate_cleanup_rows_total", &["mode=\"drop_partitions\""]);
+    eventually(DEADLINE, "they are counted", || gone(&walgate) == Some(41.0));
     assert_eq!(yard.clerk.receiver.settled_count(), 56);
     yard.assert_clean(&walgate);
 }
