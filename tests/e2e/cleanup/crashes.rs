@@ -101,3 +101,34 @@ fn a_hundred_thousand_rows_come_and_go() {
     assert_eq!(walgate.metric("walgate_cleanup_errors_total", &[]), Some(0.0), "{}", walgate.said());
     eprintln!("100000 rows; {largest} of them at once");
 }
+
+/// SIGKILL before and after a round: what it has deleted is gone, what it has not is found again.
+#[cfg(debug_assertions)]
+#[test]
+fn p1_kills_around_a_round_leave_nothing_behind() {
+    let yard = Yard::new();
+    let setup = yard.setup(BUSY);
+    let file = setup.write();
+    let mut walgate = Walgate::run_file(&setup, &file);
+    yard.wait_begun(&mut walgate);
+    walgate.kill9();
+    for point in ["cleanup.before:2", "cleanup.after:1"] {
+        yard.insert_many(300);
+        let setup = setup.clone().env("WALGATE_FAILPOINT", point);
+        let mut walgate = Walgate::run_file(&setup, &file);
+        let mut push = std::time::Instant::now();
+        within(DEADLINE, || {
+            if push.elapsed() > Duration::from_millis(400) {
+                push = std::time::Instant::now();
+                yard.database.sql(super::PUSH);
+            }
+            walgate.has_ended()
+        });
+        assert!(walgate.has_ended(), "{point} was not reached");
+        yard.assert_clean(&walgate);
+    }
+    let mut walgate = Walgate::run_file(&setup, &file);
+    yard.wait_rows(&mut walgate, 0);
+    walgate.eventually("all arrive", || yard.clerk.receiver.settled_count() == 600);
+    yard.assert_clean(&walgate);
+}

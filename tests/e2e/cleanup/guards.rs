@@ -98,7 +98,7 @@ fn rows_from_before_the_slot_stay_until_somebody_decides() {
 
     Walgate::command(&setup, &["cleanup", "--past-settled", "--config", "{config}"]).expect(2, &["--yes"]);
     let said = Walgate::command(&setup, &["cleanup", "--dry-run", "--config", "{config}", "--json"]);
-    let report: serde_json::Value = serde_json::from_str(&said.stdout).expect(&said.output());
+    let report: serde_json::Value = serde_json::from_str(&said.stdout).expect("a report");
     assert_eq!(report["past_settled"], false);
     assert_eq!(report["count"]["rows"], 12);
     // Now they are not owed; the trigger is told so too.
