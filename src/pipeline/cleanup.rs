@@ -235,7 +235,7 @@ impl Duty {
             let Some(sweeper) = self.open(plan).await? else { return Ok(SOON) };
             self.sweeper = Some(sweeper);
             // What was known before it stood is not for it.
-            return Ok(Duration::ZERO);
+            return Ok(SOON);
         }
         let Some(sweeper) = &self.sweeper else { return Ok(SOON) };
         let findings = sweeper.findings().to_vec();

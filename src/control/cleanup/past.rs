@@ -9,7 +9,7 @@ use super::{
 use crate::control::{
     gateway::GatewayRow,
     names::quote_ident,
-    query::{QueryError, column},
+    query::{QueryError, column, execute},
 };
 
 /// Blocks that are looked at in one statement.
@@ -59,7 +59,11 @@ pub async fn look(client: &Client, facts: &CleanupFacts, plan: &Plan, known: &Ga
     let any: Vec<String> = table.leaves.iter().map(|leaf| of_leaf(&leaf.name)).collect();
     let any = if any.is_empty() { "false".to_owned() } else { any.join("\n    OR ") };
     let sql = format!("SELECT $1::bigint IS NULL OR {any}");
-    let found = rows(client, WHAT, &sql, &[(&known.born_at, Type::INT8)]).await?;
+    // Without an index this reads all of it: once.
+    execute(client, WHAT, "SET statement_timeout = '30min'").await?;
+    let found = rows(client, WHAT, &sql, &[(&known.born_at, Type::INT8)]).await;
+    execute(client, WHAT, "SET statement_timeout = '5s'").await?;
+    let found = found?;
     let any: bool = found.first().map(|row| column(row, WHAT, 0)).transpose()?.unwrap_or(true);
     Ok(u64::from(any))
 }

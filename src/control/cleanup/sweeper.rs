@@ -27,7 +27,7 @@ use crate::{
 /// What holds for the connection: it waits for nobody's lock for long, no statement is long, and no plan reads a whole
 /// table where there is another way. What is deleted need not be durable: it is found again.
 const SET_UP: &str = "\
-SET search_path = pg_catalog; SET lock_timeout = '500ms'; SET statement_timeout = '10s';
+SET search_path = pg_catalog; SET lock_timeout = '500ms'; SET statement_timeout = '5s';
 SET idle_in_transaction_session_timeout = '10s'; SET default_transaction_isolation = 'read committed';
 SET synchronous_commit = off; SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
 
