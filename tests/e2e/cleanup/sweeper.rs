@@ -76,15 +76,15 @@ impl Bench {
 /// then looks older than a mark of before. Such a mark is not taken; and were it taken, the row would go.
 #[test]
 fn s1_a_mark_of_before_a_crash_is_not_used() {
-    let server = Postgres::start(Options::default());
+    // Nobody writes the log to disk unasked.
+    let settings = vec!["wal_writer_delay=10s".to_owned()];
+    let server = Postgres::start(Options { settings, ..Options::default() });
     let bench = Bench::on(&server);
     let yard = &bench.yard;
     // On disk; then numbers that only live in memory.
     yard.database.sql("CREATE TABLE flushed ()");
-    for _ in 0..50 {
-        yard.database.sql("BEGIN; SELECT pg_current_xact_id(); ROLLBACK");
-    }
     let before = bench.sweeper(None);
+    yard.database.sql(&"BEGIN; SELECT pg_current_xact_id(); ROLLBACK;".repeat(50));
     let mark = bench.mark();
     assert!(before.takes(mark), "it became known after the connection was made");
     server.kill9();
