@@ -93,6 +93,7 @@ CREATE TABLE IF NOT EXISTS walgate.gateway (
   timeline bigint NOT NULL,
   confirmed_lsn pg_lsn NOT NULL,
   birth xid8 NOT NULL,
+  born_at timestamptz NOT NULL DEFAULT now(),
   past_settled boolean NOT NULL DEFAULT false,
   catalog text,
   mark_xmin xid8,

@@ -6,7 +6,7 @@ use walgate_sink::{Batch, Capabilities, DeliveryReport, RejectReason, Rejection,
 
 use super::setup::{self, Routing};
 use crate::{
-    config::{Config, Delivery, OnOutage, OnReject, Route, Sink, Unrouted},
+    config::{CleanupMode, Config, Delivery, OnOutage, OnReject, Route, Sink, Unrouted},
     control::{
         Term,
         parking::{ParkingStore, SqlStore, SqlStoreOptions},
@@ -44,6 +44,9 @@ pub fn needs_tables(config: &Config, sinks: &[Sink]) -> Vec<String> {
             need("retry.max_age");
         }
     }
+    if config.cleanup.mode != CleanupMode::Off {
+        needs.push(format!("`cleanup.mode: {}`", config.cleanup.mode.as_str()));
+    }
     if config.unrouted == Unrouted::DeadLetter {
         needs.push("`unrouted: dead_letter`".to_owned());
     }
@@ -63,6 +66,8 @@ pub fn answers(delivery: &Delivery, tables: bool) -> (OnReject, OnOutage) {
 pub struct Fixed<'a> {
     /// Where PostgreSQL is.
     pub settings: &'a ConnectSettings,
+    /// Where the clean-up connects.
+    pub cleanup_settings: &'a ConnectSettings,
     /// All metrics.
     pub metrics: &'a Metrics,
     /// Numbers of routes.
@@ -78,6 +83,7 @@ pub struct Fixed<'a> {
 pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &Fixed<'_>) -> Generation {
     let wanted = setup::wanted_of(config, &routing, fixed.settings);
     let Routing { router, reader } = routing;
+    let cleanup = setup::cleanup_plan(config, &reader);
     let label = |route: &Route| route.event_type.0.join(",");
     let route_numbers = config.routes.iter().map(|route| fixed.routes.number(&label(route))).collect();
     Generation {
@@ -89,6 +95,7 @@ pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &F
         limits: config.limits.clone(),
         wal_budget: config.wal_budget.clone(),
         dead_letters: config.dead_letters,
+        cleanup,
         removed: config.removed_sinks,
         wanted: wanted.standing_by(),
     }

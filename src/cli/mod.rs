@@ -2,6 +2,7 @@
 
 mod ask;
 mod check;
+mod cleanup;
 #[cfg(feature = "demo")]
 mod demo;
 mod dlq;
@@ -97,6 +98,8 @@ enum Command {
     Resume(steer::SinkArgs),
     /// Have the gateway leave out an event that holds its key on a sink: the sink never gets it.
     Skip(steer::SkipArgs),
+    /// Count what a clean-up of the outbox would take, or settle what becomes of rows from before the slot.
+    Cleanup(cleanup::CleanupArgs),
     /// The story of the vanished order, on this machine, with a PostgreSQL of its own.
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
@@ -140,6 +143,7 @@ pub fn main(registry: &Registry) -> ExitStatus {
             Command::Pause(args) => steer::run(&args, Verb::Pause {}, registry).await,
             Command::Resume(args) => steer::run(&args, Verb::Resume {}, registry).await,
             Command::Skip(args) => steer::skip(args, registry).await,
+            Command::Cleanup(args) => cleanup::run(args, registry).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args).await,
         }

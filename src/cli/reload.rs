@@ -99,6 +99,7 @@ fn what_needs_a_restart(first: &Config, now: &Config) -> Vec<&'static str> {
         ("source.slot", before.slot != after.slot),
         ("source.publication", before.publication != after.publication),
         ("source.nap", before.nap != after.nap),
+        ("cleanup.url", secret(&first.cleanup.url) != secret(&now.cleanup.url)),
         ("outbox", text(&first.outbox) != text(&now.outbox)),
         ("limits.event", first.limits.event.0 != now.limits.event.0),
         ("admin.listen", first.admin.listen != now.admin.listen),

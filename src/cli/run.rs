@@ -1,6 +1,6 @@
 //! `walgate run`: delivers events until it is stopped.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::{mpsc, watch};
@@ -59,6 +59,7 @@ pub async fn run(args: RunArgs, registry: &Registry) -> ExitStatus {
 async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitStatus, ExitStatus> {
     let loaded = setup::load(&args.config, registry)?;
     let settings = setup::settings(&loaded).map_err(|errors| setup::refuse(&errors))?;
+    let cleanup_settings = setup::cleanup_settings(&loaded, &settings).map_err(|errors| setup::refuse(&errors))?;
     let mut routing = setup::routing(&loaded).map_err(|errors| setup::refuse(&errors))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -108,7 +109,14 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
     let Loaded { config, sinks, .. } = loaded;
     let routes = Routes::default();
     let term = Term::default();
-    let fixed = Fixed { settings: &settings, metrics: &metrics, routes: &routes, tables: usable, term: &term };
+    let fixed = Fixed {
+        settings: &settings,
+        cleanup_settings: &cleanup_settings,
+        metrics: &metrics,
+        routes: &routes,
+        tables: usable,
+        term: &term,
+    };
     let generation = lanes::generation(&config, sinks, routing, &fixed);
     let (reload, reloads) = mpsc::channel(1);
     let mut gateway = assemble(config.clone(), generation, &fixed, session, board, confirmed, reloads);
@@ -273,9 +281,20 @@ fn assemble(
     confirmed: Lsn,
     reloads: mpsc::Receiver<Reload>,
 ) -> Gateway {
-    let Fixed { settings, metrics, tables, term, .. } = *fixed;
-    let Generation { router, reader, route_numbers, plans, unrouted, limits, wal_budget, dead_letters, wanted, .. } =
-        generation;
+    let Fixed { settings, cleanup_settings, metrics, tables, term, .. } = *fixed;
+    let Generation {
+        router,
+        reader,
+        route_numbers,
+        plans,
+        unrouted,
+        limits,
+        wal_budget,
+        dead_letters,
+        cleanup,
+        wanted,
+        ..
+    } = generation;
     let checkpoint = Checkpoint::new(confirmed);
     let (lanes, endings) = Lanes::start(plans, &checkpoint);
     let course = Course { reader, router, route_numbers, lanes: lanes.handles(), unrouted, limits: limits.clone() };
@@ -312,13 +331,9 @@ fn assemble(
         bounds: watch::Sender::new(None),
         terms: watch::Sender::new(None),
         wanted: watch::Sender::new(wanted),
-        connect: {
-            let settings = settings.clone();
-            Arc::new(move || {
-                let settings = settings.clone();
-                Box::pin(async move { setup::connect(&settings).await })
-            })
-        },
+        connect: setup::connector(settings.clone()),
+        cleanup: watch::Sender::new(cleanup),
+        cleanup_connect: setup::connector(cleanup_settings.clone()),
     }
 }
 

@@ -1,13 +1,17 @@
 //! From files to parts: what `run`, `check` and `status` have in common.
 
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
 use tokio_postgres::error::SqlState;
 use walgate_sink::{Secret, TargetField};
 
 use super::{ConfigArgs, complain};
 use crate::{
     config::{self, Config, ConfigErrors, FileSource, Flag, KeyPath, Loaded, Readable, Sink, Sources},
-    control::{Link, LinkError, Wanted},
+    control::{Link, LinkError, TableName, Wanted, cleanup::Plan},
     error::ExitStatus,
+    pipeline::Connect,
     postgres::{self, ConnectError, ConnectSettings},
     registry::Registry,
     router::{Mapping, RouteError, Router, SinkTarget},
@@ -66,6 +70,38 @@ pub fn settings(loaded: &Loaded) -> Result<ConnectSettings, ConfigErrors> {
             Err(errors)
         }
     }
+}
+
+/// Where the clean-up connects: as the source does, or as `cleanup.url` says.
+pub fn cleanup_settings(loaded: &Loaded, source: &ConnectSettings) -> Result<ConnectSettings, ConfigErrors> {
+    let mut settings = match &loaded.config.cleanup.url {
+        None => source.clone(),
+        Some(url) => {
+            let env = |name: &str| std::env::var(name).ok();
+            ConnectSettings::parse(Some(url.expose()), &env).map_err(|error| {
+                let mut errors = loaded.errors();
+                errors.push_at(KeyPath::root().key("cleanup").key("url"), error.to_string());
+                errors
+            })?
+        }
+    };
+    settings.application_name = format!("{}-cleanup", settings.application_name);
+    Ok(settings)
+}
+
+/// Makes the clean-up's connections.
+pub fn connector(settings: ConnectSettings) -> Connect {
+    Arc::new(move || {
+        let settings = settings.clone();
+        async move { connect(&settings).await }.boxed()
+    })
+}
+
+/// What the clean-up is to do.
+pub fn cleanup_plan(config: &Config, reader: &OutboxReader) -> Plan {
+    let table = reader.table();
+    let table = TableName::new(&table.schema, &table.name);
+    Plan { cleanup: config.cleanup.clone(), table, slot: config.source.slot.clone() }
 }
 
 /// An SQL connection.

@@ -143,6 +143,7 @@ fn render_into(out: &mut String, status: &Value) -> std::fmt::Result {
     for slot in status["idle_slots"].as_array().into_iter().flatten() {
         writeln!(out, "  also        {}", text(slot))?;
     }
+    render_cleanup(out, &status["cleanup"])?;
     for sink in status["sinks"].as_array().into_iter().flatten() {
         render_sink(out, sink)?;
     }
@@ -165,6 +166,35 @@ fn render_budget(out: &mut String, budget: &Value) -> std::fmt::Result {
             writeln!(out, ", {} more each second: {} left", size(rate as u64), seconds(&budget["seconds_left"]))
         }
         _ => writeln!(out, ", not growing"),
+    }
+}
+
+/// Nothing is said of a clean-up that is off.
+fn render_cleanup(out: &mut String, cleanup: &Value) -> std::fmt::Result {
+    let Some(state) = cleanup["state"].as_str().filter(|state| *state != "off") else { return Ok(()) };
+    let number = |key: &str| cleanup[key].as_u64().unwrap_or(0);
+    write!(
+        out,
+        "  cleanup     {}: {}, {} rows so far",
+        paint(state),
+        cleanup["mode"].as_str().unwrap_or("?"),
+        number("rows")
+    )?;
+    if let Some(bytes) = cleanup["table_bytes"].as_u64() {
+        write!(
+            out,
+            "; table {}, about {} settled rows kept, {} dead",
+            size(bytes),
+            number("kept_rows"),
+            number("dead_rows")
+        )?;
+    }
+    if cleanup["oldest_settled_seconds"].is_number() {
+        write!(out, ", the oldest {} old", seconds(&cleanup["oldest_settled_seconds"]))?;
+    }
+    match cleanup["why"].as_str() {
+        Some(why) => writeln!(out, ": {why}"),
+        None => writeln!(out),
     }
 }
 
@@ -227,8 +257,8 @@ fn render_sink(out: &mut String, sink: &Value) -> std::fmt::Result {
 fn paint(state: &str) -> String {
     use anstyle::AnsiColor::{Green, Red, Yellow};
     let color = match state {
-        "streaming" | "up" | "limited" | "calm" => Green,
-        "down" | "halted" | "closed" | "act" | "last" => Red,
+        "streaming" | "up" | "limited" | "calm" | "idle" | "running" => Green,
+        "down" | "halted" | "blocked" | "closed" | "act" | "last" => Red,
         _ => Yellow,
     };
     let style = color.on_default().bold();
@@ -275,6 +305,8 @@ mod tests {
             "server_slots": { "slot": { "retained_bytes": 20_971_520, "lag_bytes": 4096, "safe_wal_size": null } },
             "wal_budget": { "bytes": 33_554_432, "bound": "wal_budget.bytes", "used_ratio": 0.625, "level": "warn",
                 "seconds_left": 1_234.5, "bytes_per_second": 10_192.7 },
+            "cleanup": { "mode": "delete", "state": "blocked", "why": "rows are older than the slot", "rows": 1_200,
+                "kept_rows": 300, "table_bytes": 8_388_608, "dead_rows": 12, "oldest_settled_seconds": 3_600.5 },
             "wal_holder": "sink `partner` holds the checkpoint with event 42 (61 s old)",
             "idle_slots": ["replication slot `old` is not being read, and PostgreSQL keeps 2.0 GiB of WAL for it"],
             "sinks": [{ "name": "partner", "kind": "webhook", "state": "retrying", "queued": 1, "in_flight": 1,

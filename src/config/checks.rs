@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use walgate_sink::{ByteSize, HumanDuration};
 
 use super::{
-    explain,
+    cleanup, explain,
     key::KeySource,
     model::{AtLast, Config, Delivery, WalBudget},
     path::KeyPath,
@@ -74,6 +74,9 @@ pub(crate) fn core(config: &Config) -> Vec<(KeyPath, String)> {
             "dead_letters.retain",
             "must be from 1s to 1000years, or `forever`; `on_reject: skip` keeps no dead letters at all".into(),
         );
+    }
+    for (key, message) in cleanup::faults(&config.cleanup, outbox) {
+        fault(&format!("cleanup.{key}"), message);
     }
     if let Err(message) = listen_address(&config.admin.listen) {
         fault("admin.listen", message);
@@ -199,7 +202,7 @@ fn slot_name(name: &str) -> Option<String> {
 }
 
 /// An SQL identifier as PostgreSQL stores it (NAMEDATALEN is 64).
-fn identifier(name: &str, what: &str) -> Option<String> {
+pub(super) fn identifier(name: &str, what: &str) -> Option<String> {
     let fits = (1..=63).contains(&name.len()) && !name.chars().any(char::is_control);
     (!fits).then(|| format!("{what} has a name of 1 to 63 bytes"))
 }

@@ -184,6 +184,12 @@ pub fn load_with_routes(
     let token = ["admin", "token"].map(str::to_owned).to_vec();
     secrets::resolve(&mut value, &token, &mut loading);
     loading.map.sensitivity.declare(token);
+    // A URL is no secret as a whole, unless a file holds it.
+    if value.get("cleanup").is_some_and(|cleanup| cleanup.get("url_file").is_some()) {
+        let url = ["cleanup", "url"].map(str::to_owned).to_vec();
+        secrets::resolve(&mut value, &url, &mut loading);
+        loading.map.sensitivity.declare(url);
+    }
     sinks::resolve_secrets(&mut value, catalog, &mut loading);
     secrets::note_embedded(&value, &KeyPath::root(), &mut loading);
 

@@ -5,6 +5,7 @@
 //! added by the caller with [`ConfigErrors::push_at`].
 
 mod checks;
+mod cleanup;
 mod document;
 mod errors;
 mod expand;
@@ -31,6 +32,7 @@ mod typed;
 mod yaml;
 
 pub use checks::{Listen, listen_address};
+pub use cleanup::{Cleanup, CleanupMode};
 pub use document::{Document, read_document};
 pub use errors::{ConfigErrors, Warning};
 pub use key::{JsonPointer, KeySource};

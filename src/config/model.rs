@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use walgate_sink::{ByteSize, HumanDuration, Secret};
 
-use super::{KeySource, Percent, Rate, Retain, WalSenderTimeout};
+use super::{Cleanup, KeySource, Percent, Rate, Retain, WalSenderTimeout};
 
 /// The whole configuration but for the sinks: those are [`super::Loaded::sinks`], parsed by their factories.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -28,6 +28,8 @@ pub struct Config {
     pub wal_budget: WalBudget,
     /// What is kept of deliveries that are not attempted any more, and for how long.
     pub dead_letters: DeadLetters,
+    /// What becomes of rows that are settled on every sink.
+    pub cleanup: Cleanup,
     /// The HTTP interface.
     pub admin: Admin,
     /// What a reload does about what a sink that it removes is still owed.
@@ -47,6 +49,7 @@ impl Default for Config {
             limits: Limits::default(),
             wal_budget: WalBudget::default(),
             dead_letters: DeadLetters::default(),
+            cleanup: Cleanup::default(),
             admin: Admin::default(),
             removed_sinks: RemovedSinks::default(),
             shutdown_timeout: HumanDuration(Duration::from_secs(10)),
@@ -64,6 +67,7 @@ pub(crate) const ROOT_KEYS: &[&str] = &[
     "limits",
     "wal_budget",
     "dead_letters",
+    "cleanup",
     "admin",
     "removed_sinks",
     "shutdown_timeout",
@@ -84,7 +88,7 @@ pub(crate) const DELIVERY_KEYS: &[&str] = &[
 ];
 
 /// A secret is never written out; only whether there is one.
-fn hidden<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn hidden<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
     secret.as_ref().map(|_| super::redact::HIDDEN).serialize(serializer)
 }
 

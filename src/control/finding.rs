@@ -94,6 +94,24 @@ pub enum FindingCode {
     ParkingDenied,
     /// The publication publishes walgate's own tables.
     ParkingPublished,
+    /// The clean-up needs walgate's own tables.
+    CleanupNeedsTables,
+    /// The clean-up's connection leads elsewhere, or the table is not there.
+    CleanupElsewhere,
+    /// The clean-up's role lacks a right.
+    CleanupRights,
+    /// The column that rows' age is read from is missing, or of another type.
+    CleanupAge,
+    /// The column that is set is missing, or not to be set.
+    CleanupMark,
+    /// The table has no partitions that can go as a whole.
+    CleanupPartitions,
+    /// There is no index by age.
+    CleanupIndex,
+    /// What the clean-up does is published, or cannot be.
+    CleanupPublished,
+    /// Triggers fire at what the clean-up does.
+    CleanupTriggers,
     /// Only one of publication and slot exists: what the other one was is not known.
     HalfExists,
     /// The role of walgate exists and cannot do what it must.

@@ -16,13 +16,13 @@ use std::sync::{
 use serde::Serialize;
 use tokio_postgres::{
     Client, Row,
-    types::{FromSql, PgLsn, ToSql, Type},
+    types::{PgLsn, ToSql, Type},
 };
 use walgate_sink::Lsn;
 
 use super::{
     names::quote_literal,
-    query::{QueryError, execute, json_row},
+    query::{QueryError, column, execute, json_row},
     slot::human_bytes,
 };
 
@@ -68,6 +68,8 @@ pub struct GatewayRow {
     pub confirmed: Lsn,
     /// Transactions before this one may have inserted rows that were never streamed.
     pub birth: u64,
+    /// When that was, in microseconds since 1970.
+    pub born_at: i64,
     /// Rows of those transactions are not owed: there were none, they were sent by other means, or somebody said so.
     pub past_settled: bool,
     /// Everything before it is settled; none: not known yet.
@@ -139,7 +141,7 @@ type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 const COLUMNS: &str = "\
 g.term, g.system_id, g.timeline, g.confirmed_lsn, g.birth::text, g.past_settled, g.mark_xmin::text, g.mark_lsn,
-    (EXTRACT(epoch FROM g.written_at) * 1000000)::bigint";
+    (EXTRACT(epoch FROM g.written_at) * 1000000)::bigint, (EXTRACT(epoch FROM g.born_at) * 1000000)::bigint";
 
 /// $1: the slot; $2: the cluster's identifier; $3: the timeline; $4: whether a gap is accepted, where there is one: with it
 /// a new life begins. The old row is locked first, against every writer of an older term.
@@ -162,10 +164,11 @@ WITH durable AS MATERIALIZED (
     FROM durable
     ON CONFLICT (slot) DO UPDATE SET
         term = g.term + 1, system_id = excluded.system_id, timeline = excluded.timeline,
-        (confirmed_lsn, birth, past_settled, mark_xmin, mark_lsn) = (
+        (confirmed_lsn, birth, born_at, past_settled, mark_xmin, mark_lsn) = (
             SELECT
                 CASE WHEN n.gap THEN excluded.confirmed_lsn ELSE g.confirmed_lsn END,
                 CASE WHEN n.gap THEN excluded.birth ELSE g.birth END,
+                CASE WHEN n.gap THEN excluded.born_at ELSE g.born_at END,
                 g.past_settled AND NOT n.gap,
                 CASE WHEN NOT n.gap THEN g.mark_xmin END,
                 CASE WHEN NOT n.gap THEN g.mark_lsn END
@@ -246,7 +249,7 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<(GatewayRow, Str
     );
     let rows =
         client.query_typed(&sql, &[(&slot, Type::TEXT)]).await.map_err(|source| QueryError::Sql { what, source })?;
-    rows.first().map(|row| Ok((read_row(row, what, 0)?, column(row, what, 9)?))).transpose()
+    rows.first().map(|row| Ok((read_row(row, what, 0)?, column(row, what, 10)?))).transpose()
 }
 
 /// Writes down what is going to be confirmed, and the newest mark that is behind it. False: the term is over.
@@ -294,6 +297,7 @@ pub async fn write_catalog(
     let sql = "\
 UPDATE walgate.gateway SET catalog = $3,
     birth = CASE WHEN $4 THEN pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) ELSE birth END,
+    born_at = CASE WHEN $4 THEN pg_catalog.now() ELSE born_at END,
     past_settled = past_settled AND NOT $4,
     mark_xmin = CASE WHEN NOT $4 THEN mark_xmin END, mark_lsn = CASE WHEN NOT $4 THEN mark_lsn END
 WHERE slot = $1 AND term = $2
@@ -356,6 +360,7 @@ fn read_row(row: &Row, what: &'static str, from: usize) -> Result<GatewayRow, Qu
         past_settled: column(row, what, from + 5)?,
         mark: mark_xmin.zip(mark_lsn).map(|(xmin, lsn)| Mark { xmin, lsn }),
         written_at: column(row, what, from + 8)?,
+        born_at: column(row, what, from + 9)?,
     })
 }
 
@@ -365,10 +370,6 @@ fn xid(text: &str, what: &'static str) -> Result<u64, QueryError> {
 
 fn lsn(row: &Row, what: &'static str, index: usize) -> Result<Option<Lsn>, QueryError> {
     Ok(column::<Option<PgLsn>>(row, what, index)?.map(|lsn| Lsn(lsn.into())))
-}
-
-fn column<'a, T: FromSql<'a>>(row: &'a Row, what: &'static str, index: usize) -> Result<T, QueryError> {
-    row.try_get(index).map_err(|source| QueryError::Sql { what, source })
 }
 
 #[cfg(test)]
@@ -383,6 +384,7 @@ mod tests {
             timeline: 1,
             confirmed: Lsn(0x1_0000_0100),
             birth: 700,
+            born_at: 1_600_000_000_000_000,
             past_settled: false,
             mark: None,
             written_at: 1_700_000_000_000_000,

@@ -2,6 +2,7 @@
 //! database up or retiring it. Nothing here drops, re-creates or advances a slot, but for `init --remove`.
 
 pub mod catalog;
+pub mod cleanup;
 pub mod create;
 pub mod dead_letters;
 pub mod finding;

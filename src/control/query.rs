@@ -2,7 +2,11 @@
 //! (so that they work through a pooler in transaction mode too).
 
 use serde::de::DeserializeOwned;
-use tokio_postgres::{Client, error::SqlState, types::ToSql, types::Type};
+use tokio_postgres::{
+    Client, Row,
+    error::SqlState,
+    types::{FromSql, ToSql, Type},
+};
 
 /// A query of the control plane failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,11 @@ pub(super) async fn json_row<T: DeserializeOwned>(
     params: &[&str],
 ) -> Result<Option<T>, QueryError> {
     Ok(json_rows(client, what, sql, params).await?.into_iter().next())
+}
+
+/// The value of a row's column.
+pub(super) fn column<'a, T: FromSql<'a>>(row: &'a Row, what: &'static str, index: usize) -> Result<T, QueryError> {
+    row.try_get(index).map_err(|source| QueryError::Sql { what, source })
 }
 
 /// Runs statements that give no rows.

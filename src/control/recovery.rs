@@ -254,7 +254,7 @@ SELECT $1, 1, s.system_identifier::text, c.timeline_id, $2::text::pg_lsn,
     pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()), $3, pg_catalog.now()
 FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c
 ON CONFLICT (slot) DO UPDATE SET term = g.term + 1, system_id = excluded.system_id, timeline = excluded.timeline,
-    confirmed_lsn = excluded.confirmed_lsn, birth = excluded.birth, past_settled = excluded.past_settled,
+    confirmed_lsn = excluded.confirmed_lsn, birth = excluded.birth, born_at = excluded.born_at, past_settled = excluded.past_settled,
     catalog = NULL, mark_xmin = NULL, mark_lsn = NULL, written_at = excluded.written_at";
     let begins = begins.to_string();
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
@@ -304,6 +304,7 @@ mod tests {
             timeline: 1,
             confirmed: Lsn(9),
             birth: 500,
+            born_at: 0,
             past_settled,
             mark: mark.map(|xmin| Mark { xmin, lsn: Lsn(8) }),
             written_at: 0,

@@ -1,6 +1,7 @@
 //! What `/metrics` shows. Every name is here; labels come from the configuration, never from event data.
 
 mod classic;
+mod cleanup;
 mod histogram;
 mod known;
 mod readings;
@@ -20,7 +21,7 @@ use prometheus_client::{
 
 use walgate_sink::Reading;
 
-pub use self::routes::Routes;
+pub use self::{cleanup::CleanupMetrics, routes::Routes};
 use self::{histogram::Histogram, known::Known, readings::Readings};
 
 /// What can become of a delivery. Counters that have not counted yet are shown as zero, so that an alarm sees the first
@@ -142,6 +143,8 @@ pub struct Metrics {
     pub generation: Gauge,
     /// 1 while events are streamed from PostgreSQL.
     pub streaming: Gauge,
+    /// What the clean-up counts.
+    pub cleanup: CleanupMetrics,
 }
 
 /// A sink's counters by route, and then as [`OUTCOMES`]; `None`: the route does not lead here.
@@ -213,6 +216,7 @@ impl Metrics {
             reloads: Family::default(),
             generation: Gauge::default(),
             streaming: Gauge::default(),
+            cleanup: CleanupMetrics::default(),
         };
         let started: FloatGauge = Gauge::default();
         started.set(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64());
@@ -343,6 +347,7 @@ impl Metrics {
             metrics.generation.clone(),
         );
         registry.register("streaming", "1 while events are streamed from PostgreSQL", metrics.streaming.clone());
+        metrics.cleanup.register(&mut registry);
         registry.register_collector(Box::new(metrics.readings.clone()));
         metrics.registry = Arc::new(registry);
         for reason in DISCARD_REASONS {

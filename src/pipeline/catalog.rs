@@ -15,7 +15,9 @@ use tokio_postgres::Client;
 use walgate_sink::Lsn;
 
 use super::StatusBoard;
-use crate::control::{Bounds, CatalogLook, CatalogRows, Link, LinkError, QueryError, Wanted, gateway, look_at_catalog};
+use crate::control::{
+    Bounds, CatalogLook, CatalogRows, Link, LinkError, Mark, QueryError, Wanted, gateway, look_at_catalog,
+};
 
 /// Time between two looks: what is not in order is to be seen within 10 s.
 const EVERY: Duration = Duration::from_secs(5);
@@ -34,6 +36,8 @@ pub struct TermBegun {
     pub bounds: Bounds,
     /// The catalogs' rows at the last look that found them in order.
     pub catalog: Option<CatalogRows>,
+    /// The newest mark of the connection that the checkpoint has passed.
+    pub passed: watch::Receiver<Option<Mark>>,
 }
 
 /// What the watch knows, and whom it tells.
@@ -120,18 +124,20 @@ impl CatalogWatch {
             }
         };
         let client = &connection.client;
+        // What was passed before the look counts after it: until then nothing had changed.
+        let passed = term.as_ref().and_then(|term| *term.passed.borrow());
         let looked = timeout(PATIENCE, look_at_catalog(client, &wanted)).await.map_err(|_| "no answer".to_owned())?;
         let Some(look) = looked.map_err(|error| error.to_string())? else {
             return Err("they cannot be read now".to_owned());
         };
-        self.judge(client, &wanted, term, look, memory).await.map_err(|error| error.to_string())
+        self.judge(client, &wanted, (term, passed), look, memory).await.map_err(|error| error.to_string())
     }
 
     async fn judge(
         &self,
         client: &Client,
         wanted: &Wanted,
-        term: Option<TermBegun>,
+        (term, passed): (Option<TermBegun>, Option<Mark>),
         look: CatalogLook,
         memory: &mut Memory,
     ) -> Result<(), QueryError> {
@@ -181,6 +187,16 @@ impl CatalogWatch {
                 self.bounds.send_replace(Some(bounds));
                 memory.told = Some(term.term);
             }
+        } else if let (Some(term), Some(mark)) = (&term, passed) {
+            // In the term that it was passed in.
+            let current = self.term.borrow().as_ref().map(|term| term.term) == Some(term.term);
+            self.bounds.send_if_modified(|bounds| match bounds {
+                Some(bounds) if current && bounds.mark != Some(mark) => {
+                    bounds.mark = Some(mark);
+                    true
+                }
+                _ => false,
+            });
         }
         memory.sound = Some((rows, lsn));
         memory.said.clear();

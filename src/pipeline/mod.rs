@@ -5,6 +5,7 @@
 
 mod budget;
 mod catalog;
+mod cleanup;
 mod connection;
 mod idle_slots;
 mod intake;
@@ -28,6 +29,7 @@ use walgate_sink::Lsn;
 pub use self::{
     budget::BudgetWatch,
     catalog::{Connect, TermBegun},
+    cleanup::{CleanupState, CleanupStatus},
     intake::{Course, Intake, IntakeError},
     lanes::{Ending, Endings, LanePlan, Lanes, NamedLane},
     pulse::{Pulse, is_alive},
@@ -42,7 +44,7 @@ use self::{
 use crate::{
     checkpoint::Checkpoint,
     config::{DeadLetters, Limits, WalBudget},
-    control::{Bounds, Session, Term, Wanted},
+    control::{Bounds, Session, Term, Wanted, cleanup::Plan},
     postgres::ConnectSettings,
     source::{Identity as ServerIdentity, ReplicationStream, Retry, Shutdown, SourceError, StreamOptions},
     telemetry::failpoint,
@@ -126,6 +128,10 @@ pub struct Gateway {
     pub wanted: watch::Sender<Wanted>,
     /// Opens a further SQL connection.
     pub connect: Connect,
+    /// What becomes of settled rows.
+    pub cleanup: watch::Sender<Plan>,
+    /// Makes the clean-up's connection.
+    pub cleanup_connect: Connect,
 }
 
 /// What follows from the end of a connection, or of an attempt to make one.
@@ -218,6 +224,7 @@ impl Gateway {
             beside.spawn(requests::serve(clients.clone(), slot.clone(), self.term.clone(), self.board.clone()));
             let (terms, letters) = (self.terms.subscribe(), self.dead_letters.subscribe());
             beside.spawn(retention::serve(clients, slot, terms, letters, self.board.clone()));
+            beside.spawn(cleanup::serve(self.around_cleanup()));
         }
         let mut stopped = stop.subscribe();
         let mut state = Attempts::default();
@@ -252,6 +259,17 @@ impl Gateway {
         };
         let summary = stop::stop(self, open).await;
         result.map(|()| summary)
+    }
+
+    fn around_cleanup(&self) -> cleanup::Around {
+        cleanup::Around {
+            plans: self.cleanup.subscribe(),
+            connect: self.cleanup_connect.clone(),
+            clients: self.session.clients(),
+            bounds: self.bounds.clone(),
+            term: self.term.clone(),
+            board: self.board.clone(),
+        }
     }
 
     async fn one_connection(
@@ -388,6 +406,7 @@ impl Gateway {
                 wal_budget.send_replace(generation.wal_budget);
                 self.wanted.send_replace(generation.wanted);
                 self.dead_letters.send_replace(generation.dead_letters);
+                self.cleanup.send_replace(generation.cleanup);
                 self.board.set_lanes(self.checkpoint.clone(), self.lanes.named());
                 Ok(format!("generation {} is in force; {summary}", self.board.next_generation()))
             }

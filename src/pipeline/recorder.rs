@@ -3,7 +3,8 @@
 //! Where walgate's own tables may be used, the row `walgate.gateway` is written before the status that it covers; so a slot
 //! that is further than its row was moved by somebody else. Where they may not, the flush LSN is passed on as it is.
 //!
-//! It also takes [marks](Mark), and knows which of them the checkpoint has passed. Both belong to one connection: marks
+//! It also takes [marks](Mark), and knows which of them the checkpoint has passed: the catalog watch lets them count, when it
+//! has found everything in order after that. They belong to one connection: marks
 //! that were not passed when it was lost prove nothing, because a server that has crashed hands out the same transaction
 //! numbers again.
 
@@ -61,17 +62,19 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins. `confirmed` is what the statuses tell; `bounds` gets the newest mark that is behind the checkpoint.
+    /// Begins. `confirmed` is what the statuses tell; `passed` gets the newest mark that is behind the checkpoint; the mark of
+    /// `bounds` counts, and is written down.
     pub fn spawn(
         book: Option<Book>,
         checkpoint: Checkpoint,
         confirmed: watch::Sender<Lsn>,
-        bounds: watch::Sender<Option<Bounds>>,
+        passed: watch::Sender<Option<Mark>>,
+        bounds: watch::Receiver<Option<Bounds>>,
     ) -> Self {
         let (finish, finishing) = oneshot::channel();
         let lost_sender = watch::Sender::new(false);
         let lost = lost_sender.subscribe();
-        let task = Writer { checkpoint, confirmed, bounds, lost: lost_sender, marks: Marks::default() };
+        let task = Writer { checkpoint, confirmed, passed, bounds, lost: lost_sender, marks: Marks::default() };
         let task = tokio::spawn(async move {
             match book {
                 Some(book) => task.write(book, finishing).await,
@@ -106,7 +109,8 @@ impl Drop for Recorder {
 struct Writer {
     checkpoint: Checkpoint,
     confirmed: watch::Sender<Lsn>,
-    bounds: watch::Sender<Option<Bounds>>,
+    passed: watch::Sender<Option<Mark>>,
+    bounds: watch::Receiver<Option<Bounds>>,
     lost: watch::Sender<bool>,
     marks: Marks,
 }
@@ -131,7 +135,7 @@ impl Writer {
 
     async fn write(mut self, book: Book, mut finishing: oneshot::Receiver<Instant>) {
         let mut flush = self.checkpoint.subscribe();
-        let mut pace = Pace { recorded: Lsn::ZERO, at: None };
+        let mut pace = Pace::default();
         let mut next_mark = Instant::now();
         let mut not_before = Instant::now();
         loop {
@@ -147,7 +151,11 @@ impl Writer {
                 continue;
             }
             let status = self.checkpoint.snapshot();
-            let due = pace.due(now, &status).map(|due| due.max(not_before));
+            if let Some(mark) = self.marks.passed(status.flush_lsn) {
+                self.passed.send_replace(Some(mark));
+            }
+            let counts = self.bounds.borrow_and_update().and_then(|bounds| bounds.mark).map(|mark| mark.lsn);
+            let due = pace.due(now, &status, counts).map(|due| due.max(not_before));
             if due.is_some_and(|due| due <= now) {
                 match self.record(&book, &mut pace, status.flush_lsn).await {
                     Recorded::Yes => {}
@@ -160,6 +168,7 @@ impl Writer {
             tokio::select! {
                 _ = &mut finishing => break,
                 _ = flush.changed() => {}
+                Ok(()) = self.bounds.changed() => {}
                 () = async { match wake { Some(wake) => sleep_until(wake).await, None => std::future::pending().await } } => {}
             }
         }
@@ -170,22 +179,15 @@ impl Writer {
     }
 
     async fn record(&mut self, book: &Book, pace: &mut Pace, flush: Lsn) -> Recorded {
-        let mark = self.marks.passed(flush);
+        let mark = self.bounds.borrow().and_then(|bounds| bounds.mark);
         failpoint("record.before");
-        let newest = mark.or(self.bounds.borrow().and_then(|bounds| bounds.mark));
-        let written = timeout(PATIENCE, gateway::record(&book.client, &book.slot, book.term, flush, newest));
+        let written = timeout(PATIENCE, gateway::record(&book.client, &book.slot, book.term, flush, mark));
         let written = written.await;
         failpoint("record.after");
         match written {
             Ok(Ok(true)) => {
-                *pace = Pace { recorded: flush, at: Some(Instant::now()) };
-                if mark.is_some() {
-                    self.bounds.send_modify(|bounds| {
-                        if let Some(bounds) = bounds {
-                            bounds.mark = mark;
-                        }
-                    });
-                }
+                *pace =
+                    Pace { recorded: flush, mark: mark.map_or(pace.mark, |mark| mark.lsn), at: Some(Instant::now()) };
                 self.confirmed.send_replace(flush);
                 Recorded::Yes
             }
@@ -217,17 +219,22 @@ enum Recorded {
 }
 
 /// When something is to be written down. No clock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Pace {
     recorded: Lsn,
+    /// The newest mark that is written down.
+    mark: Lsn,
     at: Option<Instant>,
 }
 
 impl Pace {
-    fn due(&self, now: Instant, status: &CheckpointStatus) -> Option<Instant> {
+    /// `mark`: the newest one that counts.
+    fn due(&self, now: Instant, status: &CheckpointStatus, mark: Option<Lsn>) -> Option<Instant> {
         let Some(at) = self.at else { return Some(now) };
         let keepalives = status.flush_lsn.bytes_since(self.recorded);
-        if status.settled_lsn > self.recorded || keepalives >= KEEPALIVES_STEP {
+        // The first mark behind what was settled last: a recovery then knows that all of it was.
+        let tells = mark.is_some_and(|mark| mark >= status.settled_lsn && self.mark < status.settled_lsn);
+        if status.settled_lsn > self.recorded || keepalives >= KEEPALIVES_STEP || tells {
             Some(at + LEAST_GAP)
         } else {
             (keepalives >= LITTLE).then_some(at + KEEPALIVES_GAP)
@@ -274,15 +281,19 @@ mod tests {
     #[test]
     fn what_is_settled_is_written_soon_and_keepalives_seldom() {
         let start = Instant::now();
-        let pace = Pace { recorded: Lsn(100), at: Some(start) };
-        let due = |status| pace.due(start, &status).map(|due| due - start);
+        let pace = Pace { recorded: Lsn(100), mark: Lsn(90), at: Some(start) };
+        let due = |status| pace.due(start, &status, Some(Lsn(99))).map(|due| due - start);
         assert_eq!(due(at(100, 100)), None);
         assert_eq!(due(at(200, 200)), Some(LEAST_GAP));
         assert_eq!(due(at(99 + LITTLE, 100)), None, "what is written here is WAL too");
         assert_eq!(due(at(100 + LITTLE, 100)), Some(KEEPALIVES_GAP));
         assert_eq!(due(at(100 + KEEPALIVES_STEP, 100)), Some(LEAST_GAP));
-        let first = Pace { recorded: Lsn::ZERO, at: None };
-        assert_eq!(first.due(start, &at(100, 100)), Some(start), "the first tells that the slot is ours");
+        let first = Pace::default();
+        assert_eq!(first.due(start, &at(100, 100), None), Some(start), "the first tells that the slot is ours");
+        let tells = |mark| pace.due(start, &at(100, 100), Some(Lsn(mark))).is_some();
+        assert_eq!((tells(99), tells(100)), (false, true), "a mark behind what was settled last");
+        let told = Pace { mark: Lsn(100), ..pace };
+        assert_eq!(told.due(start, &at(100, 100), Some(Lsn(120))), None, "once");
     }
 
     #[test]
@@ -304,7 +315,8 @@ mod tests {
         let checkpoint = Checkpoint::new(Lsn(7));
         let confirmed = watch::Sender::new(Lsn::ZERO);
         let mut told = confirmed.subscribe();
-        let recorder = Recorder::spawn(None, checkpoint.clone(), confirmed, watch::Sender::new(None));
+        let recorder =
+            Recorder::spawn(None, checkpoint.clone(), confirmed, watch::Sender::new(None), watch::channel(None).1);
         told.wait_for(|lsn| *lsn == Lsn(7)).await.unwrap();
         checkpoint.with(|ring| ring.keepalive(Lsn(9)));
         told.wait_for(|lsn| *lsn == Lsn(9)).await.unwrap();

@@ -15,7 +15,7 @@ use tokio::{
 use super::{LanePlan, Lanes, NamedLane};
 use crate::{
     config::{DeadLetters, Limits, RemovedSinks, Unrouted, WalBudget},
-    control::Wanted,
+    control::{Wanted, cleanup::Plan},
     router::Router,
     source::OutboxReader,
 };
@@ -43,6 +43,8 @@ pub struct Generation {
     pub wal_budget: WalBudget,
     /// What is kept of dead letters.
     pub dead_letters: DeadLetters,
+    /// What becomes of settled rows.
+    pub cleanup: Plan,
     /// What happens to the debts of sinks that are removed.
     pub removed: RemovedSinks,
     /// What the catalogs must hold.

@@ -76,6 +76,7 @@ impl Gateway {
             term: claim.term,
             bounds: claim.bounds,
             catalog: claim.catalog.as_deref().and_then(CatalogRows::from_text),
+            passed: watch::channel(None).1,
         });
         let book = claim.map(|claim| Book {
             client,
@@ -85,8 +86,9 @@ impl Gateway {
         });
         // The catalogs are looked at first.
         self.bounds.send_replace(None);
-        self.terms.send_replace(begun);
-        Ok(Recorder::spawn(book, self.checkpoint.clone(), confirmed, self.bounds.clone()))
+        let passed = watch::Sender::new(None);
+        self.terms.send_replace(begun.map(|begun| TermBegun { passed: passed.subscribe(), ..begun }));
+        Ok(Recorder::spawn(book, self.checkpoint.clone(), confirmed, passed, self.bounds.subscribe()))
     }
 
     async fn ask_whose(&self, client: &tokio_postgres::Client, server: &Identity) -> Result<Whose, QueryError> {

@@ -14,10 +14,14 @@ use walgate_sink::Lsn;
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointStatus},
-    control::{SlotReport, WalHolder, WalUse},
+    config::CleanupMode,
+    control::{SlotReport, WalHolder, WalUse, cleanup::Measures},
     lane::{LaneState, LaneStatus},
     metrics::{Format, Metrics},
-    pipeline::NamedLane,
+    pipeline::{
+        NamedLane,
+        cleanup::{CleanupState, CleanupStatus, LastRound},
+    },
 };
 
 /// What the source is doing, in one word.
@@ -124,6 +128,8 @@ pub struct GatewayStatus {
     pub wal_budget: Option<WalUse>,
     /// What keeps committed events from coming though the stream is up, each with what mends it; none: not looked yet.
     pub catalog: Option<CatalogStatus>,
+    /// The clean-up of settled rows.
+    pub cleanup: CleanupStatus,
     /// Who keeps the server from removing WAL, as a sentence.
     pub wal_holder: String,
     /// Slots of others that nobody reads and that keep WAL, each with what to type.
@@ -150,6 +156,7 @@ struct Shared {
     catalog: Mutex<Option<(Vec<String>, Instant)>>,
     /// `limits.run_ahead` is reached: nothing more is read until the checkpoint gets on.
     far_ahead: AtomicBool,
+    cleanup: Mutex<CleanupStatus>,
     inflight_limit: u64,
     stuck_after: Duration,
     metrics: Metrics,
@@ -182,6 +189,7 @@ impl StatusBoard {
                 wal_use: Mutex::default(),
                 catalog: Mutex::default(),
                 far_ahead: AtomicBool::new(false),
+                cleanup: Mutex::default(),
                 inflight_limit,
                 stuck_after,
                 metrics,
@@ -246,6 +254,46 @@ impl StatusBoard {
     /// So many dead letters were older than they may become, and are deleted.
     pub(super) fn letters_expired(&self, rows: u64) {
         self.shared.metrics.letters_expired(rows);
+    }
+
+    /// What the clean-up is doing.
+    pub(super) fn cleanup(&self, mode: CleanupMode, state: CleanupState, why: Option<&str>) {
+        self.shared.metrics.cleanup.blocked.set(i64::from(state == CleanupState::Blocked));
+        let mut status = lock(&self.shared.cleanup);
+        (status.mode, status.state, status.why) = (mode, state, why.map(str::to_owned));
+    }
+
+    /// The clean-up has done a round.
+    pub(super) fn cleaned_up(&self, mode: CleanupMode, rows: u64, took: Duration) {
+        self.shared.metrics.cleanup.touched(mode.as_str(), rows);
+        let mut status = lock(&self.shared.cleanup);
+        status.rows += rows;
+        let at = walgate_sink::Timestamp::now().to_string();
+        status.last_round = Some(LastRound { at, rows, seconds: took.as_secs_f64() });
+    }
+
+    /// A round of the clean-up has failed.
+    pub(super) fn cleanup_failed(&self, error: String) {
+        self.shared.metrics.cleanup.errors.inc();
+        let mut status = lock(&self.shared.cleanup);
+        status.errors += 1;
+        status.last_error = Some(error);
+    }
+
+    /// How much there is to clean up.
+    pub(super) fn cleanup_measured(&self, found: Measures) {
+        let unsettled = lock(&self.shared.checkpoint).as_ref().map_or(0, |held| held.snapshot().unsettled_events);
+        let kept = Some(found.rows.saturating_sub(unsettled));
+        let Measures { bytes, dead, oldest_settled, .. } = found;
+        self.shared.metrics.cleanup.measured(kept, oldest_settled, Some(bytes), Some(dead));
+        let mut status = lock(&self.shared.cleanup);
+        (status.kept_rows, status.oldest_settled_seconds) = (kept, oldest_settled);
+        (status.table_bytes, status.dead_rows) = (Some(bytes), Some(dead));
+    }
+
+    /// WAL written since what is confirmed, as the last look at the slot had it.
+    pub(super) fn slot_lag(&self) -> Option<u64> {
+        self.slot_report()?.slot.as_ref()?.lag_bytes
     }
 
     /// Who keeps the server from removing WAL, as a sentence.
@@ -342,6 +390,7 @@ impl StatusBoard {
                 findings: findings.clone(),
                 checked_seconds_ago: at.elapsed().as_secs_f64(),
             }),
+            cleanup: lock(&self.shared.cleanup).clone(),
             not_ready,
         }
     }

@@ -15,6 +15,7 @@ mod both;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "sqs", feature = "webhook"))]
 mod canaries;
 mod catalog;
+mod cleanup;
 mod configuration;
 mod conformance;
 mod consumers;

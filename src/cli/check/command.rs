@@ -10,10 +10,10 @@ use walgate_sink::SinkContext;
 use super::{RouteRow, check_offline};
 use crate::{
     cli::{
-        ConfigArgs,
+        ConfigArgs, cleanup,
         setup::{self, Routing},
     },
-    config::{self, KeyPath, Loaded, Sink},
+    config::{self, CleanupMode, KeyPath, Loaded, Sink},
     control::{self, Finding, FindingCode, Link, Severity},
     error::ExitStatus,
     registry::Registry,
@@ -109,7 +109,7 @@ pub async fn run(args: CheckArgs, registry: &Registry) -> ExitStatus {
 async fn look(loaded: &Loaded, routing: &Routing, settings: &crate::postgres::ConnectSettings) -> Vec<Finding> {
     let mut wanted = setup::wanted(loaded, routing, settings);
     wanted.count_rows = true;
-    match setup::connect(settings).await {
+    let mut found = match setup::connect(settings).await {
         Ok(Link { client, driver }) => {
             let driver = tokio::spawn(driver);
             let looked = control::preflight(&client, &wanted).await;
@@ -119,8 +119,14 @@ async fn look(loaded: &Loaded, routing: &Routing, settings: &crate::postgres::Co
                 Err(findings) => findings,
             }
         }
-        Err(error) => vec![Finding::error(FindingCode::QueryFailed, error.to_string())],
+        Err(error) => return vec![Finding::error(FindingCode::QueryFailed, error.to_string())],
+    };
+    if loaded.config.cleanup.mode != CleanupMode::Off {
+        let plan = setup::cleanup_plan(&loaded.config, &routing.reader);
+        let more = cleanup::findings(loaded, &plan, settings, &found).await;
+        found.extend(more);
     }
+    found
 }
 
 /// Connects one sink and asks it, within the time of one attempt.

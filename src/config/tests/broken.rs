@@ -95,6 +95,19 @@ broken! {
         "dead_letters: { retain: 30, payload: none, keep: 1d }\n",
         "sinks: { out: { stdout: {} } }\n",
     );
+    c1_cleanup: concat!(
+        "cleanup:\n  mode: delete\n  retain: 4000w\n  batch: 0\n  pause: 2h\n  age: ''\n  detach: true\n",
+        "sinks: { out: { stdout: {} } }\n",
+    );
+    c1_cleanup_mark: concat!(
+        "outbox: { columns: { headers: published } }\n",
+        "cleanup: { mode: mark, retain: 4000w, batch: 0, pause: 2h, age: '', detach: true, url: 'postgres://c:x@h/d', url_file: /no/such/file }\n",
+        "sinks: { out: { stdout: {} } }\n",
+    );
+    c1_cleanup_types: concat!(
+        "cleanup: { mode: drop, retain: 7, batch: many, detach: yes, colum: created_at, url_file: /no/such/file }\n",
+        "sinks: { out: { stdout: {} } }\n",
+    );
     c1_sinks_missing: "source: { slot: a }\n";
     c1_sinks_empty: "source: { slot: a }\nsinks: {}\n";
     c1_sinks_a_list: "sinks:\n  - stdout\n";

@@ -67,6 +67,7 @@ const GATEWAY_COLUMNS: &str = "\
   timeline bigint NOT NULL,
   confirmed_lsn pg_lsn NOT NULL,
   birth xid8 NOT NULL,
+  born_at timestamptz NOT NULL DEFAULT now(),
   past_settled boolean NOT NULL DEFAULT false,
   catalog text,
   mark_xmin xid8,
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn the_columns_are_those_of_the_statements() {
         let columns: Vec<_> = columns().collect();
-        assert_eq!(columns.len(), 24 + 24 + 11 + 11);
+        assert_eq!(columns.len(), 24 + 24 + 11 + 12);
         assert!(columns.contains(&("parked", "hold_key")) && columns.contains(&("requests", "affected")));
     }
 }

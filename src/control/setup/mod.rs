@@ -167,6 +167,8 @@ SHOW wal_level;
 -- (Amazon RDS and Aurora: CREATE ROLE {role_name} LOGIN; GRANT rds_replication TO {role_name};)
 CREATE ROLE {role_name} LOGIN REPLICATION;
 -- Set its password so that it is not sent in clear text, in psql:  \\password {role_name}
+-- Only the clean-up of settled rows (`cleanup.mode`) needs more, for this role or the one of cleanup.url: SELECT, and
+-- DELETE or UPDATE, on the outbox, and an index on created_at. `walgate check --connect` has the statements.
 ",
             next(),
             role_name = quote_ident(role),
