@@ -72,6 +72,7 @@ CREATE TABLE IF NOT EXISTS walgate.dead_letters (
   stored_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE UNIQUE INDEX IF NOT EXISTS dead_letters_place ON walgate.dead_letters (slot, sink, commit_lsn, ordinal, delivery);
+CREATE INDEX IF NOT EXISTS dead_letters_age ON walgate.dead_letters (slot, stored_at);
 CREATE TABLE IF NOT EXISTS walgate.requests (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   slot text NOT NULL,
