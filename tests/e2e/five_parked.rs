@@ -75,12 +75,28 @@ impl Scene<'_> {
             self.walgate.eventually(&format!("{} is parked", sink.name()), || all.parked(*sink) > 0);
         }
         let had: Vec<usize> = dead.iter().map(|sink| all.settled_by(*sink)).collect();
-        let goal = self.written() + MEANWHILE * scale();
+        let well = || Sink::ALL.into_iter().filter(|sink| !dead.contains(sink));
+        let (first, before): (usize, Vec<usize>) = (self.written(), well().map(|sink| all.settled_by(sink)).collect());
+        let goal = first + MEANWHILE * scale();
         // As long as it goes on, it may take its time.
         while self.written() < goal {
             let before = self.written();
             self.walgate.eventually("events are written", || written.load(Ordering::SeqCst) > before);
         }
+        // What the others took of what was written, at the moment when the last of it was.
+        let written_meanwhile = self.written() - first;
+        let kept: Vec<String> = well()
+            .zip(before)
+            .map(|(sink, before)| {
+                let ratio = (all.settled_by(sink) - before) as f64 / written_meanwhile as f64;
+                format!("{} {ratio:.3}", sink.name())
+            })
+            .collect();
+        let slot = &all.database.slot;
+        let retained = all.database.value(&format!(
+            "SELECT pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        ));
+        eprintln!("{dead:?} away: of {written_meanwhile} events the others took {kept:?}; {retained} of WAL are kept");
         let position = all.database.wal_position();
         for sink in Sink::ALL.into_iter().filter(|sink| !dead.contains(sink)) {
             let what = format!("{} has what was written while {dead:?} was away", sink.name());
