@@ -40,7 +40,7 @@ use crate::{
 /// What the rows are under in `walgate.dead_letters`.
 const REASON: &str = "replay";
 /// A header that tells a replayed event from others; its value tells one replay from another.
-const HEADER: &str = "walgate-replay";
+const HEADER: &str = "replay";
 /// Deliveries that are written, or asked for, at once.
 const BATCH: usize = 500;
 /// How long an answer of the gateway may take.

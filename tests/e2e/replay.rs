@@ -53,7 +53,7 @@ impl Scene {
         let receipts = self.pair.sick.receipts();
         receipts
             .into_iter()
-            .filter(|receipt| receipt.header("walgate-header-walgate-replay").is_some())
+            .filter(|receipt| receipt.header("walgate-header-replay").is_some())
             .map(|receipt| receipt.id)
             .collect()
     }
@@ -104,7 +104,7 @@ fn a_part_of_the_past_is_sent_once_more_while_events_flow() {
     let of_key: Vec<String> = replayed.iter().filter(|id| expected.contains(id)).cloned().collect();
     assert_eq!(of_key, expected);
     assert_eq!(replayed.len(), 700);
-    assert!(pair.well.receipts().iter().all(|receipt| receipt.header("walgate-header-walgate-replay").is_none()));
+    assert!(pair.well.receipts().iter().all(|receipt| receipt.header("walgate-header-replay").is_none()));
     assert!(pair.well.count() > well);
     let shown = walgate.status().expect("a status");
     assert_eq!(shown["sinks"][1]["parking"]["dead_letters"], 0, "{shown}");
