@@ -1,5 +1,7 @@
 //! From files to parts: what `run`, `check` and `status` have in common.
 
+use std::{collections::HashMap, sync::Arc};
+
 use tokio_postgres::error::SqlState;
 use walgate_sink::{Secret, TargetField};
 
@@ -10,7 +12,7 @@ use crate::{
     error::ExitStatus,
     postgres::{self, ConnectError, ConnectSettings},
     registry::Registry,
-    router::{Mapping, RouteError, Router, SinkTarget},
+    router::{Direct, Mapping, RouteError, Router, SinkTarget},
     source::OutboxReader,
 };
 
@@ -98,6 +100,8 @@ pub struct Routing {
     pub router: Router,
     /// The outbox's columns as events.
     pub reader: OutboxReader,
+    /// By the names of sinks that get dead letters of others where in them those go.
+    pub letters: HashMap<String, Arc<Direct>>,
 }
 
 /// Compiles the routes; every error of them has its place in the file.
@@ -113,13 +117,40 @@ pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
             return Err(errors);
         }
     };
+    let (letters, faults) = letters(config, &loaded.sinks);
+    for (path, message) in &faults {
+        errors.push_at(path.clone(), message);
+    }
+    if !faults.is_empty() {
+        return Err(errors);
+    }
     match OutboxReader::new(config.outbox.clone(), router.columns()) {
-        Ok(reader) => Ok(Routing { router, reader }),
+        Ok(reader) => Ok(Routing { router, reader, letters }),
         Err(error) => {
             errors.push_at(KeyPath::root().key("outbox").key("table"), error.to_string());
             Err(errors)
         }
     }
+}
+
+/// Where the dead letters go that sinks get of others, by the names of those sinks; and what is wrong with that.
+fn letters(config: &Config, sinks: &[Sink]) -> (HashMap<String, Arc<Direct>>, Vec<(KeyPath, String)>) {
+    let (mut letters, mut faults) = (HashMap::new(), Vec::new());
+    let (targets, mapping) = (targets(sinks), Mapping::of(&config.outbox));
+    for sink in sinks {
+        let Some(to) = &sink.delivery.dead_letter_to else { continue };
+        match Direct::compile(&targets, to, &mapping) {
+            Ok(direct) => {
+                letters.insert(to.clone(), Arc::new(direct));
+            }
+            Err(Some(message)) => {
+                let path = KeyPath::root().key("sinks").key(&sink.name).key("delivery").key("dead_letter_to");
+                faults.push((path, message));
+            }
+            Err(None) => {}
+        }
+    }
+    (letters, faults)
 }
 
 /// What is wrong with the routes, though the rest of the configuration may not be sound: routes to a sink that has
@@ -149,6 +180,7 @@ pub fn route_faults(readable: &Readable<'_>) -> Vec<(KeyPath, String)> {
         keep
     });
     let mapping = Mapping::of(&readable.config.outbox);
+    let (_, mut faults) = letters(readable.config, readable.sinks);
     let mut known = targets(readable.sinks);
     // So that a near miss of their names is seen as one.
     let faulty =
@@ -156,11 +188,10 @@ pub fn route_faults(readable: &Readable<'_>) -> Vec<(KeyPath, String)> {
     known.extend(readable.faulty_sinks.iter().map(faulty));
     let found = match Router::compile(&routes, &known, &mapping) {
         // No route is left: what was there is wrong elsewhere.
-        _ if routes.is_empty() && !readable.config.routes.is_empty() => return Vec::new(),
-        Ok(_) => return Vec::new(),
+        _ if routes.is_empty() && !readable.config.routes.is_empty() => return faults,
+        Ok(_) => return faults,
         Err(found) => found,
     };
-    let mut faults = Vec::with_capacity(found.len());
     for mut error in found {
         if let Some((route, kept)) = places.get(error.route) {
             error.route = *route;
