@@ -299,4 +299,23 @@ routes:
         let errors = config::load_with_routes(sources, &Registry::built_in(), &route_faults).unwrap_err();
         insta::assert_snapshot!("faults_of_targets", errors.to_string());
     }
+
+    #[cfg(all(feature = "nats", feature = "webhook"))]
+    #[test]
+    fn a_sink_that_gets_dead_letters_says_itself_where_they_go() {
+        let text = "\
+sinks:
+  bus: { nats: { servers: ['localhost:4222'] } }
+  hook:
+    webhook: { url: 'https://localhost/hooks', unsigned: true }
+    delivery: { dead_letter_to: bus }
+routes:
+  - event_type: '**'
+    to: hook
+";
+        let sources = Sources { file: FileSource::Text("walgate.yaml".into(), text.into()), ..Sources::default() };
+        let errors = config::load_with_routes(sources, &Registry::built_in(), &route_faults).unwrap_err().to_string();
+        let place = "walgate.yaml:5:33: sinks.hook.delivery.dead_letter_to: sink `bus` does not say where in it";
+        assert!(errors.contains(place) && errors.contains("`subject` must stand"), "{errors}");
+    }
 }

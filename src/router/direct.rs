@@ -56,3 +56,49 @@ impl Direct {
         self.target.address(values, || self.place.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use walgate_sink::{Escape, TargetField};
+
+    use super::*;
+
+    const fn field(name: &'static str, required: bool, ordering_key: bool) -> TargetField {
+        TargetField { name, required, ordering_key, escape: Escape::None }
+    }
+    const FIELDS: &[TargetField] = &[field("topic", true, false), field("key", false, true)];
+
+    fn compile(defaults: [Option<&str>; 2]) -> Result<Direct, Option<String>> {
+        let sinks = ["first", "bin"].map(|name| SinkTarget {
+            name: name.to_owned(),
+            fields: FIELDS,
+            defaults: defaults.map(|text| text.map(str::to_owned)).into(),
+            check: |_, _| Ok(()),
+        });
+        let known = Mapping { key: true, headers: true, header_names: Vec::new(), columns: None };
+        Direct::compile(&sinks, "bin", &known)
+    }
+
+    #[test]
+    fn it_is_rendered_from_the_event_and_one_without_a_value_is_rejected_by_that_sink() {
+        let direct = compile([Some("dead.{event_type[0]}"), Some("{header.tenant}")]).unwrap();
+        let mut event = Event::new("1", "order.created");
+        let address = direct.address(&event);
+        assert_eq!(address.target.get("topic").map(|topic| &**topic), Some("dead.order"));
+        let message = address.invalid.unwrap().message;
+        assert!(message.contains("field `key` (sink `bin`, where dead letters go)"), "{message}");
+        event.headers = [("tenant".into(), "acme".into())].into_iter().collect();
+        let address = direct.address(&event);
+        assert!(address.invalid.is_none());
+        assert_eq!(address.ordering_key.as_deref(), Some("acme"));
+    }
+
+    #[test]
+    fn what_only_a_route_can_give_is_told() {
+        let why = |defaults| compile(defaults).unwrap_err();
+        assert!(why([None, None]).unwrap().contains("`topic` must stand under the sink itself"));
+        let column = why([Some("a"), Some("{column.tenant}")]).unwrap();
+        assert!(column.contains("`key` of sink `bin` reads `{column.tenant}`"), "{column}");
+        assert_eq!(why([Some("{nothing}"), None]), None, "the router says what is wrong with a template");
+    }
+}

@@ -9,7 +9,7 @@ use crate::support::http_get;
 use crate::support::lsn::Lsn;
 use crate::support::postgres::Postgres;
 use crate::support::receiver::{Receiver, ok, reply};
-use crate::support::wait::{DEADLINE, watch_for};
+use crate::support::wait::{DEADLINE, watch_for, within};
 use crate::support::walgate::{Setup, Walgate};
 
 const QUICK: &str = "timeout: 30s, retry: { initial: 20ms, max: 300ms, connection_max: 200ms }, park_after: 1s";
@@ -42,9 +42,13 @@ fn setup(pair: &Pair, delivery: &str) -> Setup {
         .route("**", "sick")
 }
 
+fn id_of(number: u32, bad: bool) -> String {
+    format!("00000000-0000-4000-8000-{}{number:09}", if bad { "bad" } else { "900" })
+}
+
 /// Inserts an event that the first sink rejects, or not; its id, and a place behind its commit.
 fn insert(pair: &Pair, number: u32, key: &str, bad: bool) -> (String, Lsn) {
-    let id = format!("00000000-0000-4000-8000-{}{number:09}", if bad { "bad" } else { "900" });
+    let id = id_of(number, bad);
     pair.database.sql(&format!(
         "INSERT INTO outbox_events (id, event_type, aggregate_id, payload, headers) VALUES \
          ('{id}', 'order.created', '{key}', '{{\"i\": {number}}}', '{{\"tenant\": \"acme\"}}')"
@@ -103,7 +107,7 @@ fn x18_what_is_given_up_after_its_attempts_goes_there_without_tables_and_without
     let omit = "dead_letters: { payload: omit }";
     let delivery = QUICK
         .replace("max: 300ms", "max: 300ms, max_attempts: 2")
-        .replace(", park_after", ", dead_letter_to: bin, park_after");
+        .replace(", park_after", ", dead_letter_to: bin, on_reject: dead_letter, park_after");
     let setup = Setup::of(&pair.database)
         .keyed()
         .webhook_at("bin", &pair.well.url(), QUICK)
@@ -236,4 +240,47 @@ fn with_destination(yaml: &str) -> String {
         false => format!("{line}\n"),
     };
     yaml.lines().map(line).collect()
+}
+
+/// Killed when the one lane gives a dead letter to the other: what came from the stream, and what was parked.
+#[cfg(debug_assertions)]
+#[test]
+fn x18_killed_while_a_dead_letter_is_given_to_the_other_sink_it_comes_again() {
+    let pair = with();
+    for (number, point) in (0..).step_by(10).zip(["hand_over.before:1", "hand_over.after:1", "settle.before:2"]) {
+        for parked in [false, true] {
+            let number = number + u32::from(parked);
+            let setup = setup(&pair, "");
+            let killed = setup.clone().env("WALGATE_FAILPOINT", point);
+            if parked {
+                pair.sick.go_down();
+                let mut walgate = Walgate::run(&setup);
+                insert(&pair, number, "k", true);
+                insert(&pair, number + 5, "k", false);
+                walgate.eventually("both are parked", || rows(&pair, "sick") == "2");
+                walgate.kill9();
+                pair.sick.come_back();
+            }
+            let mut walgate = Walgate::run(&killed);
+            if !parked {
+                insert(&pair, number, "k", true);
+                insert(&pair, number + 5, "k", false);
+            }
+            // A parked one is settled without the checkpoint.
+            if !(parked && point.starts_with("settle")) {
+                let at = format!("it kills itself at {point}, parked: {parked}");
+                assert!(within(DEADLINE, || walgate.has_ended()), "{at}: {}", walgate.said());
+                assert_eq!(walgate.killed_by(), Some(9), "{at}");
+            }
+            drop(walgate);
+            let mut walgate = Walgate::run(&setup);
+            let (bad, good) = (id_of(number, true), id_of(number + 5, false));
+            let done = || pair.well.settled(&bad).is_some() && pair.sick.settled(&good).is_some();
+            walgate.eventually(&format!("both have arrived, {point}, parked: {parked}"), done);
+            walgate.eventually("no row is left", || rows(&pair, "sick") == "0" && rows(&pair, "bin") == "0");
+            pair.wait_confirmed(&mut walgate);
+            walgate.kill9();
+        }
+    }
+    assert_eq!(pair.dead(), 0);
 }
