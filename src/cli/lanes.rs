@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use walgate_sink::{Batch, Capabilities, DeliveryReport, RejectReason, Rejection, SinkContext, SinkError};
 
-use super::setup::{self, Routing};
+use super::setup::{self, Letters, Routing};
 use crate::{
     config::{Config, Delivery, OnOutage, OnReject, Route, Sink, Unrouted},
     control::{
@@ -15,7 +15,6 @@ use crate::{
     metrics::{Metrics, Routes, SinkMetrics},
     pipeline::{Generation, LanePlan},
     postgres::ConnectSettings,
-    router::Direct,
 };
 
 /// The lane that makes dead letters of events without a route. No sink can have this name.
@@ -101,12 +100,7 @@ pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &F
 }
 
 /// A plan for each sink, in their order; with `unrouted: dead_letter` one more, the last.
-fn plans(
-    config: &Config,
-    sinks: Vec<Sink>,
-    letters: &HashMap<String, Arc<Direct>>,
-    fixed: &Fixed<'_>,
-) -> Vec<LanePlan> {
+fn plans(config: &Config, sinks: Vec<Sink>, letters: &Letters, fixed: &Fixed<'_>) -> Vec<LanePlan> {
     let metrics = fixed.metrics;
     let mut plans: Vec<LanePlan> = sinks.into_iter().map(|sink| plan(config, sink, letters, fixed)).collect();
     bind_to_destinations(&mut plans);
@@ -150,7 +144,7 @@ fn bind_to_destinations(plans: &mut [LanePlan]) {
     }
 }
 
-fn plan(config: &Config, sink: Sink, letters: &HashMap<String, Arc<Direct>>, fixed: &Fixed<'_>) -> LanePlan {
+fn plan(config: &Config, sink: Sink, letters: &Letters, fixed: &Fixed<'_>) -> LanePlan {
     let Fixed { metrics, routes, tables, .. } = *fixed;
     let leads = |route: &Route| route.to.0.iter().any(|target| target.sink == sink.name);
     let label = |route: &Route| route.event_type.0.join(",");

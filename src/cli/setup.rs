@@ -12,7 +12,7 @@ use crate::{
     error::ExitStatus,
     postgres::{self, ConnectError, ConnectSettings},
     registry::Registry,
-    router::{Direct, Mapping, RouteError, Router, SinkTarget},
+    router::{Direct, Mapping, RouteError, RouteWarning, Router, SinkTarget},
     source::OutboxReader,
 };
 
@@ -94,14 +94,26 @@ fn link_error(error: ConnectError) -> LinkError {
     LinkError { message: error.to_string(), sqlstate }
 }
 
+/// By the names of sinks that get dead letters of others where in them those go.
+pub type Letters = HashMap<String, Arc<Direct>>;
+
 /// The compiled routes and the reader of the outbox that they need.
 pub struct Routing {
     /// The routes.
     pub router: Router,
     /// The outbox's columns as events.
     pub reader: OutboxReader,
-    /// By the names of sinks that get dead letters of others where in them those go.
-    pub letters: HashMap<String, Arc<Direct>>,
+    /// Where dead letters go that are for other sinks.
+    pub letters: Letters,
+}
+
+impl Routing {
+    /// What the routes probably should not be. A sink without a route may be there for the dead letters of others.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<RouteWarning> {
+        let of_use = |warning: &RouteWarning| warning.route.is_some() || !self.letters.contains_key(&warning.sink);
+        self.router.warnings().into_iter().filter(of_use).collect()
+    }
 }
 
 /// Compiles the routes; every error of them has its place in the file.
@@ -134,8 +146,8 @@ pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
 }
 
 /// Where the dead letters go that sinks get of others, by the names of those sinks; and what is wrong with that.
-fn letters(config: &Config, sinks: &[Sink]) -> (HashMap<String, Arc<Direct>>, Vec<(KeyPath, String)>) {
-    let (mut letters, mut faults) = (HashMap::new(), Vec::new());
+fn letters(config: &Config, sinks: &[Sink]) -> (Letters, Vec<(KeyPath, String)>) {
+    let (mut letters, mut faults) = (Letters::new(), Vec::new());
     let (targets, mapping) = (targets(sinks), Mapping::of(&config.outbox));
     for sink in sinks {
         let Some(to) = &sink.delivery.dead_letter_to else { continue };

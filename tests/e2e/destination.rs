@@ -93,6 +93,7 @@ fn x18_a_dead_letter_is_settled_by_the_sink_that_gets_it_and_its_key_goes_on_at_
         "{}",
         walgate.said()
     );
+    assert!(!walgate.stderr().contains("no route uses sink"), "it has its use: {}", walgate.said());
     pair.well.release_all();
     pair.wait_confirmed(&mut walgate);
     assert_eq!((pair.well.count(), unsettled(&setup)), (1, Some(0)));
