@@ -157,6 +157,9 @@ fn delivery(sink: &Sink) -> String {
     if let Some(on_reject) = delivery.on_reject {
         parts.push(format!("on_reject {}", word(&on_reject)));
     }
+    if let Some(to) = &delivery.dead_letter_to {
+        parts.push(format!("dead letters to {to}"));
+    }
     if let Some(on_outage) = delivery.on_outage {
         parts.push(format!("on_outage {}", word(&on_outage)));
     }

@@ -1,17 +1,17 @@
 //! From the sinks of a configuration to the plans of their lanes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use walgate_sink::{Batch, Capabilities, DeliveryReport, RejectReason, Rejection, SinkContext, SinkError};
 
-use super::setup::{self, Routing};
+use super::setup::{self, Letters, Routing};
 use crate::{
     config::{CleanupMode, Config, Delivery, OnOutage, OnReject, Route, Sink, Unrouted},
     control::{
         Term,
         parking::{ParkingStore, SqlStore, SqlStoreOptions},
     },
-    lane::{DeliveryOutcome, LaneSettings, Observer, ParkingPolicy, SinkSource},
+    lane::{DeliveryOutcome, Destination, LaneSettings, Observer, ParkingPolicy, SinkSource},
     metrics::{Metrics, Routes, SinkMetrics},
     pipeline::{Generation, LanePlan},
     postgres::ConnectSettings,
@@ -30,12 +30,16 @@ pub fn needs_tables(config: &Config, sinks: &[Sink]) -> Vec<String> {
     for Sink { name, delivery, .. } in sinks {
         let mut need = |key: &str| needs.push(format!("sink `{name}`: `delivery.{key}`"));
         match delivery.on_reject {
+            Some(OnReject::DeadLetter) if delivery.dead_letter_to.is_some() => {}
             Some(OnReject::DeadLetter) => need("on_reject: dead_letter"),
             Some(OnReject::ParkKey) => need("on_reject: park_key"),
             Some(OnReject::Halt | OnReject::Skip) | None => {}
         }
         if delivery.on_outage == Some(OnOutage::Park) {
             need("on_outage: park");
+        }
+        if delivery.dead_letter_to.is_some() {
+            continue;
         }
         if delivery.retry.max_attempts.is_some() {
             need("retry.max_attempts");
@@ -59,6 +63,7 @@ pub fn needs_tables(config: &Config, sinks: &[Sink]) -> Vec<String> {
 pub fn answers(delivery: &Delivery, tables: bool) -> (OnReject, OnOutage) {
     let (reject, outage) =
         if tables { (OnReject::DeadLetter, OnOutage::Park) } else { (OnReject::Halt, OnOutage::Hold) };
+    let reject = if delivery.dead_letter_to.is_some() { OnReject::DeadLetter } else { reject };
     (delivery.on_reject.unwrap_or(reject), delivery.on_outage.unwrap_or(outage))
 }
 
@@ -82,7 +87,7 @@ pub struct Fixed<'a> {
 #[must_use]
 pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &Fixed<'_>) -> Generation {
     let wanted = setup::wanted_of(config, &routing, fixed.settings);
-    let Routing { router, reader } = routing;
+    let Routing { router, reader, letters } = routing;
     let cleanup = setup::cleanup_plan(config, &reader);
     let label = |route: &Route| route.event_type.0.join(",");
     let route_numbers = config.routes.iter().map(|route| fixed.routes.number(&label(route))).collect();
@@ -90,7 +95,7 @@ pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &F
         router,
         reader,
         route_numbers,
-        plans: plans(config, sinks, fixed),
+        plans: plans(config, sinks, &letters, fixed),
         unrouted: config.unrouted,
         limits: config.limits.clone(),
         wal_budget: config.wal_budget.clone(),
@@ -102,9 +107,10 @@ pub fn generation(config: &Config, sinks: Vec<Sink>, routing: Routing, fixed: &F
 }
 
 /// A plan for each sink, in their order; with `unrouted: dead_letter` one more, the last.
-fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> {
+fn plans(config: &Config, sinks: Vec<Sink>, letters: &Letters, fixed: &Fixed<'_>) -> Vec<LanePlan> {
     let metrics = fixed.metrics;
-    let mut plans: Vec<LanePlan> = sinks.into_iter().map(|sink| plan(config, sink, fixed)).collect();
+    let mut plans: Vec<LanePlan> = sinks.into_iter().map(|sink| plan(config, sink, letters, fixed)).collect();
+    bind_to_destinations(&mut plans);
     if config.unrouted == Unrouted::DeadLetter {
         let mut lane = LaneSettings::from(&Delivery::default());
         (lane.policy.on_reject, lane.policy.dead_reason) = (OnReject::DeadLetter, Some("unrouted"));
@@ -133,7 +139,19 @@ fn plans(config: &Config, sinks: Vec<Sink>, fixed: &Fixed<'_>) -> Vec<LanePlan> 
     plans
 }
 
-fn plan(config: &Config, sink: Sink, fixed: &Fixed<'_>) -> LanePlan {
+/// A lane whose dead letters go to another is made anew with that one: so nothing is handed to a lane that ends.
+fn bind_to_destinations(plans: &mut [LanePlan]) {
+    let fingerprints: HashMap<String, String> =
+        plans.iter().map(|plan| (plan.name.clone(), plan.fingerprint.clone())).collect();
+    for plan in plans {
+        let destination = plan.settings.policy.destination.as_ref();
+        if let Some(theirs) = destination.and_then(|destination| fingerprints.get(&*destination.to)) {
+            plan.fingerprint.push_str(theirs);
+        }
+    }
+}
+
+fn plan(config: &Config, sink: Sink, letters: &Letters, fixed: &Fixed<'_>) -> LanePlan {
     let Fixed { metrics, routes, tables, .. } = *fixed;
     let leads = |route: &Route| route.to.0.iter().any(|target| target.sink == sink.name);
     let label = |route: &Route| route.event_type.0.join(",");
@@ -143,6 +161,10 @@ fn plan(config: &Config, sink: Sink, fixed: &Fixed<'_>) -> LanePlan {
     let mut lane = LaneSettings::from(&sink.delivery);
     let (on_reject, on_outage) = answers(&sink.delivery, tables);
     (lane.policy.on_reject, lane.policy.letters) = (on_reject, config.dead_letters.payload);
+    lane.policy.destination = sink.delivery.dead_letter_to.as_ref().and_then(|to| {
+        let (from, target) = (Arc::from(&*sink.name), Arc::clone(letters.get(to)?));
+        Some(Arc::new(Destination { from, to: Arc::from(&**to), target }))
+    });
     let observer = Arc::new(Meter(metrics.sink(&sink.name, &labels), metrics.clone()));
     if tables {
         lane.policy.parking = Some(ParkingPolicy {

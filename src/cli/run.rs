@@ -64,7 +64,7 @@ async fn start(args: RunArgs, registry: &Registry, pulse: Pulse) -> Result<ExitS
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    for warning in routing.router.warnings() {
+    for warning in routing.warnings() {
         tracing::warn!("{warning}");
     }
     let stop = watch::Sender::new(false);

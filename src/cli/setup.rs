@@ -1,6 +1,6 @@
 //! From files to parts: what `run`, `check` and `status` have in common.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures_util::FutureExt as _;
 use tokio_postgres::error::SqlState;
@@ -14,7 +14,7 @@ use crate::{
     pipeline::Connect,
     postgres::{self, ConnectError, ConnectSettings},
     registry::Registry,
-    router::{Mapping, RouteError, Router, SinkTarget},
+    router::{Direct, Mapping, RouteError, RouteWarning, Router, SinkTarget},
     source::OutboxReader,
 };
 
@@ -128,12 +128,26 @@ fn link_error(error: ConnectError) -> LinkError {
     LinkError { message: error.to_string(), sqlstate }
 }
 
+/// By the names of sinks that get dead letters of others where in them those go.
+pub type Letters = HashMap<String, Arc<Direct>>;
+
 /// The compiled routes and the reader of the outbox that they need.
 pub struct Routing {
     /// The routes.
     pub router: Router,
     /// The outbox's columns as events.
     pub reader: OutboxReader,
+    /// Where dead letters go that are for other sinks.
+    pub letters: Letters,
+}
+
+impl Routing {
+    /// What the routes probably should not be. A sink without a route may be there for the dead letters of others.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<RouteWarning> {
+        let of_use = |warning: &RouteWarning| warning.route.is_some() || !self.letters.contains_key(&warning.sink);
+        self.router.warnings().into_iter().filter(of_use).collect()
+    }
 }
 
 /// Compiles the routes; every error of them has its place in the file.
@@ -149,13 +163,40 @@ pub fn routing(loaded: &Loaded) -> Result<Routing, ConfigErrors> {
             return Err(errors);
         }
     };
+    let (letters, faults) = letters(config, &loaded.sinks);
+    for (path, message) in &faults {
+        errors.push_at(path.clone(), message);
+    }
+    if !faults.is_empty() {
+        return Err(errors);
+    }
     match OutboxReader::new(config.outbox.clone(), router.columns()) {
-        Ok(reader) => Ok(Routing { router, reader }),
+        Ok(reader) => Ok(Routing { router, reader, letters }),
         Err(error) => {
             errors.push_at(KeyPath::root().key("outbox").key("table"), error.to_string());
             Err(errors)
         }
     }
+}
+
+/// Where the dead letters go that sinks get of others, by the names of those sinks; and what is wrong with that.
+fn letters(config: &Config, sinks: &[Sink]) -> (Letters, Vec<(KeyPath, String)>) {
+    let (mut letters, mut faults) = (Letters::new(), Vec::new());
+    let (targets, mapping) = (targets(sinks), Mapping::of(&config.outbox));
+    for sink in sinks {
+        let Some(to) = &sink.delivery.dead_letter_to else { continue };
+        match Direct::compile(&targets, to, &mapping) {
+            Ok(direct) => {
+                letters.insert(to.clone(), Arc::new(direct));
+            }
+            Err(Some(message)) => {
+                let path = KeyPath::root().key("sinks").key(&sink.name).key("delivery").key("dead_letter_to");
+                faults.push((path, message));
+            }
+            Err(None) => {}
+        }
+    }
+    (letters, faults)
 }
 
 /// What is wrong with the routes, though the rest of the configuration may not be sound: routes to a sink that has
@@ -185,6 +226,7 @@ pub fn route_faults(readable: &Readable<'_>) -> Vec<(KeyPath, String)> {
         keep
     });
     let mapping = Mapping::of(&readable.config.outbox);
+    let (_, mut faults) = letters(readable.config, readable.sinks);
     let mut known = targets(readable.sinks);
     // So that a near miss of their names is seen as one.
     let faulty =
@@ -192,11 +234,10 @@ pub fn route_faults(readable: &Readable<'_>) -> Vec<(KeyPath, String)> {
     known.extend(readable.faulty_sinks.iter().map(faulty));
     let found = match Router::compile(&routes, &known, &mapping) {
         // No route is left: what was there is wrong elsewhere.
-        _ if routes.is_empty() && !readable.config.routes.is_empty() => return Vec::new(),
-        Ok(_) => return Vec::new(),
+        _ if routes.is_empty() && !readable.config.routes.is_empty() => return faults,
+        Ok(_) => return faults,
         Err(found) => found,
     };
-    let mut faults = Vec::with_capacity(found.len());
     for mut error in found {
         if let Some((route, kept)) = places.get(error.route) {
             error.route = *route;
@@ -303,5 +344,24 @@ routes:
         let sources = Sources { file: FileSource::Text("walgate.yaml".into(), text.into()), ..Sources::default() };
         let errors = config::load_with_routes(sources, &Registry::built_in(), &route_faults).unwrap_err();
         insta::assert_snapshot!("faults_of_targets", errors.to_string());
+    }
+
+    #[cfg(all(feature = "nats", feature = "webhook"))]
+    #[test]
+    fn a_sink_that_gets_dead_letters_says_itself_where_they_go() {
+        let text = "\
+sinks:
+  bus: { nats: { servers: ['localhost:4222'] } }
+  hook:
+    webhook: { url: 'https://localhost/hooks', unsigned: true }
+    delivery: { dead_letter_to: bus }
+routes:
+  - event_type: '**'
+    to: hook
+";
+        let sources = Sources { file: FileSource::Text("walgate.yaml".into(), text.into()), ..Sources::default() };
+        let errors = config::load_with_routes(sources, &Registry::built_in(), &route_faults).unwrap_err().to_string();
+        let place = "walgate.yaml:5:33: sinks.hook.delivery.dead_letter_to: sink `bus` does not say where in it";
+        assert!(errors.contains(place) && errors.contains("`subject` must stand"), "{errors}");
     }
 }

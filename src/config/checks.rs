@@ -7,9 +7,10 @@ use walgate_sink::{ByteSize, HumanDuration};
 use super::{
     cleanup, explain,
     key::KeySource,
-    model::{AtLast, Config, Delivery, WalBudget},
+    model::{AtLast, Config, Delivery, OnReject, WalBudget},
     path::KeyPath,
     sender_timeout::WalSenderTimeout,
+    sinks::Sink,
     snippet::printable,
 };
 
@@ -156,6 +157,33 @@ pub(crate) fn sacrifice(budget: &WalBudget, sinks: &[String]) -> Vec<(KeyPath, S
     budget.sacrifice.iter().enumerate().filter(unknown).map(fault).collect()
 }
 
+/// What is wrong with the sinks that get dead letters of others: which sink names it, and why it cannot.
+pub(crate) fn destinations(sinks: &[Sink], known: &[String]) -> Vec<(KeyPath, String)> {
+    let mut faults = Vec::new();
+    for sink in sinks {
+        let Some(to) = &sink.delivery.dead_letter_to else { continue };
+        let further = sinks.iter().find(|other| other.name == *to).and_then(|to| to.delivery.dead_letter_to.as_ref());
+        let message = if *to == sink.name {
+            "a sink cannot get its own dead letters: name another sink, or leave this out to keep them in \
+             walgate.dead_letters"
+                .to_owned()
+        } else if !known.contains(to) {
+            explain::no_sink(to, known)
+        } else if let Some(further) = further {
+            format!(
+                "sink `{to}` has a `dead_letter_to` of its own (`{}`), and dead letters go no further than one sink: leave \
+                 it out there, or name another sink here",
+                printable(further, 64)
+            )
+        } else {
+            continue;
+        };
+        let path = KeyPath::from("sinks").key(&sink.name).key("delivery").key("dead_letter_to");
+        faults.push((path, message));
+    }
+    faults
+}
+
 /// Faults of a sink's `delivery`: key below it and message.
 pub(crate) fn delivery(delivery: &Delivery) -> Vec<(&'static str, String)> {
     let mut faults = Vec::new();
@@ -184,6 +212,14 @@ pub(crate) fn delivery(delivery: &Delivery) -> Vec<(&'static str, String)> {
     }
     if retry.max_age.is_some_and(|age| age.0.is_zero()) {
         faults.push(("retry.max_age", "must be longer than 0s; leave it out to try for ever".into()));
+    }
+    let rejects = delivery.on_reject.is_none_or(|on_reject| on_reject == OnReject::DeadLetter);
+    if delivery.dead_letter_to.is_some() && !rejects && retry.max_attempts.is_none() && retry.max_age.is_none() {
+        faults.push((
+            "dead_letter_to",
+            "nothing becomes a dead letter of this sink: write `on_reject: dead_letter`, or leave one of the two out"
+                .into(),
+        ));
     }
     if delivery.linger.0.as_secs() > 60 {
         faults.push(("linger", "must be at most 1m".into()));

@@ -202,7 +202,8 @@ pub fn load_with_routes(
         let mut known = named.clone();
         known.extend(sinks.iter().map(|sink| sink.name.clone()).filter(|name| !named.contains(name)));
         // Where there is no sink at all, that is said.
-        let unknown = if known.is_empty() { Vec::new() } else { checks::sacrifice(&config.wal_budget, &known) };
+        let mut unknown = if known.is_empty() { Vec::new() } else { checks::sacrifice(&config.wal_budget, &known) };
+        unknown.extend(checks::destinations(&sinks, &known));
         for (path, message) in unknown {
             if !loading.is_broken(&path) && !loading.has_error_at(&path) && !loading.is_full() {
                 let message = loading.map.hidden.scrub(&path, &message);

@@ -82,6 +82,7 @@ pub(crate) const DELIVERY_KEYS: &[&str] = &[
     "rate_limit",
     "retry",
     "on_reject",
+    "dead_letter_to",
     "on_outage",
     "park_after",
     "required",
@@ -189,8 +190,10 @@ pub struct Delivery {
     /// How attempts follow one another.
     pub retry: Retry,
     /// What happens to an event that the sink can never accept; where it is left out, `dead_letter` where its table may
-    /// be written, else `halt`.
+    /// be written or `dead_letter_to` names a sink, else `halt`.
     pub on_reject: Option<OnReject>,
+    /// The sink that gets what would become a dead letter of this one, instead of the table.
+    pub dead_letter_to: Option<String>,
     /// What happens while the sink does not work; where it is left out, `park` where its table may be written, else
     /// `hold`.
     pub on_outage: Option<OnOutage>,
@@ -210,6 +213,7 @@ impl Default for Delivery {
             rate_limit: None,
             retry: Retry::default(),
             on_reject: None,
+            dead_letter_to: None,
             on_outage: None,
             park_after: HumanDuration(Duration::from_secs(30)),
             required: true,

@@ -377,7 +377,7 @@ impl Lane {
         let message = format!("{message}; and it cannot be written into the table of dead letters: {error}");
         let rejection = walgate_sink::Rejection::new(walgate_sink::RejectReason::InvalidEvent, message);
         match item.work.debt {
-            Debt::Stream(_) => {
+            Debt::Stream(_) | Debt::Handed { .. } => {
                 self.queue.halt(item.key());
                 self.halted.push(item.work);
             }
@@ -402,10 +402,7 @@ impl Lane {
             let Leaving { item, hold } = leaving;
             self.lot.rewind_to(Place::of(&item.work.delivery), hold.as_ref());
             finished.parked.push(item.work.route);
-            if let Debt::Stream(ticket) = item.work.debt {
-                self.live_bytes = self.live_bytes.saturating_sub(super::machine::cost(&item.work.delivery.event));
-                finished.settled.push(ticket);
-            }
+            self.settle(item.work.debt, &item.work.delivery.event, finished);
         }
     }
 
@@ -415,15 +412,12 @@ impl Lane {
             let attempt = item.attempt();
             let delivery = &item.work.delivery;
             match item.work.debt {
-                Debt::Stream(ticket) => {
-                    self.live_bytes = self.live_bytes.saturating_sub(super::machine::cost(&delivery.event));
-                    finished.settled.push(ticket);
-                }
                 Debt::Parked { row, held } => {
                     self.lot.loaded.remove(&row);
                     self.lot.rows = self.lot.rows.saturating_sub(1);
                     self.row_left(held, delivery, now);
                 }
+                debt => self.settle(debt, &delivery.event, finished),
             }
             match busy {
                 true => self.free(delivery, item.is_live()),
@@ -431,7 +425,7 @@ impl Lane {
             }
             self.progress_at = Some(now);
             let message = (self.policy.letters == LetterPayload::Keep).then_some(message);
-            finished.notes.push(Note::DeadLettered { attempt, reason, message });
+            finished.notes.push(Note::DeadLettered { attempt, reason, message, to: None });
         }
     }
 

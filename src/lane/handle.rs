@@ -182,6 +182,16 @@ impl LaneHandle {
         std::mem::take(&mut *self.0.revived.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Another lane has settled what it was given of this one's rows.
+    pub(super) fn rows_settled(&self, rows: impl IntoIterator<Item = i64>) {
+        let mut core = self.0.lock();
+        for row in rows {
+            core.lane.row_settled(row);
+        }
+        drop(core);
+        self.nudge();
+    }
+
     /// Makes the lane's task take a turn, whether there is something to do or not.
     pub fn nudge(&self) {
         self.0.wake.notify_one();

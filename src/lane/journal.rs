@@ -115,10 +115,16 @@ impl Journal {
                     "event rejected: it, the events behind it of its key, and the checkpoint are held; make the sink \
                      accept it and restart, or leave it out with `walgate skip` (which needs the tables of `walgate init`); on_reject: dead_letter or skip goes on by itself");
             }
-            Note::DeadLettered { attempt, reason, message } => {
+            Note::DeadLettered { attempt, reason, message, to } => {
                 self.observer.delivered(attempt.route, DeliveryOutcome::DeadLettered, 1);
                 self.observer.dead_lettered(reason);
                 let Attempt { event_id, position, route, number } = attempt;
+                if let Some(to) = to {
+                    tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
+                        attempt = number, reason, to = %to, error = sentence(message.as_deref().unwrap_or_default()),
+                        "event is a dead letter: it goes to the sink of dead_letter_to, and the checkpoint waits for that one");
+                    return;
+                }
                 let Some(message) = message else {
                     tracing::warn!(sink = %self.sink, route, event_id = clip(event_id), lsn = %position.commit_lsn,
                         attempt = number, reason,

@@ -230,6 +230,12 @@ pub(super) struct Lot {
     pub(super) policy: Option<ParkingPolicy>,
     pub(super) leaving: VecDeque<Leaving>,
     pub(super) burying: VecDeque<Burial>,
+    /// Dead letters for another sink; see [`letters`](super::letters).
+    pub(super) handing: VecDeque<Burial>,
+    /// Those that are being given to it now.
+    pub(super) passing: Vec<Burial>,
+    /// Rows whose deliveries it has, with the bytes of their events: they are deleted once it has settled them.
+    pub(super) handed: HashMap<i64, usize>,
     /// Those of them that were given up for the sake of the WAL: nothing is sent before they are dead letters, because
     /// nothing else keeps what follows of their keys behind them.
     pub(super) given_up: usize,
@@ -240,7 +246,7 @@ pub(super) struct Lot {
     pub(super) underway: Option<Underway>,
     /// Rows that were read and are not deleted yet.
     pub(super) loaded: HashSet<i64>,
-    /// Bytes of the events of those that are not acknowledged.
+    /// Bytes of the events of those that are not acknowledged, by this sink or by the one that they were handed to.
     pub(super) loaded_bytes: usize,
     /// Behind which place the rows that wait for the sink are read next.
     pub(super) cursor: Option<Place>,
@@ -279,6 +285,9 @@ impl Lot {
             policy,
             leaving: VecDeque::new(),
             burying: VecDeque::new(),
+            handing: VecDeque::new(),
+            passing: Vec::new(),
+            handed: HashMap::new(),
             given_up: 0,
             removed: Vec::new(),
             marking: Vec::new(),
@@ -328,14 +337,14 @@ impl Lot {
         Some(HoldKey::of(&item.work.delivery)).filter(|key| self.keys.contains_key(key))
     }
 
-    /// Deliveries from the stream that are on their way into a table.
+    /// Deliveries that are on their way into a table, or to another sink.
     pub(super) fn unsettled(&self) -> usize {
         let underway = match &self.underway {
             Some(Underway::Park(leaving)) => leaving.len(),
             Some(Underway::Bury(burials)) => burials.len(),
             _ => 0,
         };
-        self.leaving.len() + self.burying.len() + underway
+        self.leaving.len() + self.burying.len() + self.handing.len() + self.passing.len() + underway
     }
 
     /// Those deliveries.
@@ -346,7 +355,8 @@ impl Lot {
             _ => (&[], &[]),
         };
         let leaving = self.leaving.iter().chain(parking).map(|leaving| &leaving.item);
-        leaving.chain(self.burying.iter().chain(burying).map(|burial| &burial.item))
+        let dying = self.burying.iter().chain(burying).chain(&self.handing).chain(&self.passing);
+        leaving.chain(dying.map(|burial| &burial.item))
     }
 
     /// A delivery goes to the table, behind those that are on their way.

@@ -51,8 +51,10 @@ pub struct Lane {
     pub(super) progress_at: Option<Instant>,
     /// What is, or will be, in walgate's own tables.
     pub(super) lot: Lot,
-    /// Bytes of deliveries from the stream that are not settled.
+    /// Bytes of deliveries that memory alone holds, from the stream and from other lanes.
     pub(super) live_bytes: u64,
+    /// Deliveries from the stream that are not settled, and that no other lane has.
+    pub(super) from_stream: usize,
     /// An operator wants nothing to be sent, since then.
     pub(super) paused: bool,
     pub(super) paused_since: Option<Instant>,
@@ -75,7 +77,7 @@ pub(super) struct Flying {
 impl Flying {
     /// The deliveries that came from the stream.
     pub(super) fn live(&self) -> impl Iterator<Item = &Delivery> {
-        let live = |remembered: &Remembered| matches!(remembered.debt, Debt::Stream(_));
+        let live = |remembered: &Remembered| remembered.debt.is_live();
         self.batch.iter().zip(&self.items).filter(move |(_, item)| live(item)).map(|(delivery, _)| delivery)
     }
 }
@@ -124,6 +126,7 @@ impl Lane {
         Lane {
             lot: Lot::new(policy.parking.clone()),
             live_bytes: 0,
+            from_stream: 0,
             paused: false,
             paused_since: None,
             pressed: false,
@@ -151,6 +154,7 @@ impl Lane {
         if work.is_live() {
             self.live_bytes = self.live_bytes.saturating_add(cost(&work.delivery.event));
         }
+        self.from_stream += usize::from(matches!(work.debt, Debt::Stream(_)));
         if let Some(item) = self.divert(Item::new(work)) {
             self.queue.push(item);
         }
@@ -314,7 +318,7 @@ impl Lane {
             self.failed(item, failure, now, jitter(), &mut finished);
         }
 
-        if progress || !finished.settled.is_empty() {
+        if progress || !finished.settled.is_empty() || !finished.rows.is_empty() {
             self.progress_at = Some(now);
         }
         if let Some(change) = change {
@@ -405,11 +409,11 @@ impl Lane {
         self.queue.len() + self.backoffs.len() + self.in_flight + self.halted.len() + self.lot.unsettled()
     }
 
-    /// Whether a delivery from the stream is not settled. What was read from walgate's own tables does not count: it is
-    /// there still, for whoever comes next.
+    /// Whether a delivery from the stream is not settled. What was read from walgate's own tables, by this lane or another,
+    /// does not count: it is there still, for whoever comes next.
     #[must_use]
     pub fn holds_live(&self) -> bool {
-        self.live_bytes > 0
+        self.from_stream > 0
     }
 
     /// Deliveries in flight.
@@ -468,7 +472,9 @@ impl Lane {
                 self.done(item.work.debt, &item.work.delivery, now, finished);
                 finished.notes.push(Note::Skipped { attempt, rejection });
             }
-            OnReject::DeadLetter if stores => self.bury(item, rejection.reason.as_str(), rejection.message),
+            OnReject::DeadLetter if stores || self.policy.destination.is_some() => {
+                self.bury(item, rejection.reason.as_str(), rejection.message)
+            }
             OnReject::ParkKey if stores => self.hold_key(item, rejection, now, finished),
             // A row that is settled already holds nothing but its key.
             _ if !item.is_live() => self.hold_key(item, rejection, now, finished),
@@ -496,15 +502,29 @@ impl Lane {
     /// The delivery is done with: it is settled, and the next event of its key has its turn.
     pub(super) fn done(&mut self, debt: Debt, delivery: &Delivery, now: Instant, finished: &mut Finished) {
         match debt {
-            Debt::Stream(ticket) => {
-                self.live_bytes = self.live_bytes.saturating_sub(cost(&delivery.event));
-                finished.settled.push(ticket);
-                self.free(delivery, true);
-            }
-            Debt::Parked { row, held } => {
-                self.row_done(row, held, delivery, now);
-                self.free(delivery, false);
-            }
+            Debt::Parked { row, held } => self.row_done(row, held, delivery, now),
+            debt => self.settle(debt, &delivery.event, finished),
+        }
+        self.free(delivery, debt.is_live());
+    }
+
+    /// What was owed for a delivery that is not in this lane's table is settled.
+    pub(super) fn settle(&mut self, debt: Debt, event: &Event, finished: &mut Finished) {
+        self.let_go(debt, event);
+        match debt {
+            Debt::Stream(ticket) => finished.settled.push(ticket),
+            Debt::Handed { lane, row } => finished.rows.push((lane, row)),
+            Debt::Parked { .. } => {}
+        }
+    }
+
+    /// A delivery that is not in this lane's table is this lane's no more.
+    pub(super) fn let_go(&mut self, debt: Debt, event: &Event) {
+        if debt.is_live() {
+            self.live_bytes = self.live_bytes.saturating_sub(cost(event));
+        }
+        if let Debt::Stream(_) = debt {
+            self.from_stream = self.from_stream.saturating_sub(1);
         }
     }
 

@@ -42,6 +42,8 @@
 //! | leaving, ready ... | dying | the sink is sacrificed to the WAL budget |
 //! | dying | dead, settled | its dead letter is committed; its row in `parked`, if it had one, is gone with the same commit. With `dead_letters.payload: omit` the letter lacks what could be sent |
 //! | dead | parked | an operator wants it attempted again, and it has its payload: under another dedup id, with its key |
+//! | in flight, ready | handing | as dying, where the dead letters of the sink go to another one (`letters.rs`). Its key is held |
+//! | handing | the other lane's | that one has taken it, and what is owed for it; the key has its next event |
 //! | halted | settled | an operator skips it |
 //! | anything but in flight | settled | a reload removes the sink, and `removed_sinks: drop` |
 //!
@@ -73,9 +75,11 @@
 
 mod backoff;
 mod chores;
+mod exchange;
 mod handle;
 mod health;
 mod journal;
+mod letters;
 mod lot;
 mod machine;
 mod metrics;
@@ -95,7 +99,9 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub use exchange::Exchange;
 pub use handle::LaneHandle;
+pub use letters::Destination;
 pub use lot::{Chore, Done, ParkingPolicy};
 pub use machine::Lane;
 pub use metrics::{DeliveryOutcome, Observer};

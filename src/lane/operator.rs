@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{
     Lane,
     lot::Revival,
-    work::{Debt, Finished, Item, Note},
+    work::{Finished, Item, Note},
 };
 use crate::control::parking::{Filter, HoldKey};
 
@@ -35,10 +35,7 @@ impl Lane {
         self.halted = kept;
         for work in skipped {
             let attempt = Item::new(work.clone()).attempt();
-            if let Debt::Stream(ticket) = work.debt {
-                self.live_bytes = self.live_bytes.saturating_sub(super::machine::cost(&work.delivery.event));
-                finished.settled.push(ticket);
-            }
+            self.settle(work.debt, &work.delivery.event, &mut finished);
             self.queue.unhalt(work.delivery.ordering_key.as_ref());
             self.free(&work.delivery, work.is_live());
             finished.notes.push(Note::Skipped { attempt, rejection: rejection() });
@@ -100,11 +97,8 @@ impl Lane {
         }
         given_up.append(&mut self.halted);
         for work in given_up {
-            if let Debt::Stream(ticket) = work.debt {
-                self.live_bytes = self.live_bytes.saturating_sub(super::machine::cost(&work.delivery.event));
-                finished.settled.push(ticket);
-            }
+            self.settle(work.debt, &work.delivery.event, &mut finished);
         }
-        (finished.settled.len(), finished)
+        (finished.settled.len() + finished.rows.len(), finished)
     }
 }

@@ -2,7 +2,7 @@
 //! `chores.rs` for the operations.
 //!
 //! What makes it safe to settle a delivery by its row: when the row of an event is written, everything before it of its
-//! key is done, or in the table, or written with it. So a crash at any moment leaves, of each key, nothing to be delivered
+//! key is done, or in the table, or written with it, or a dead letter that another sink has taken on. So a crash at any moment leaves, of each key, nothing to be delivered
 //! before what is in the table but what is in the table; and what the stream sends again are repeats.
 
 use std::time::{Duration, Instant};
@@ -279,7 +279,9 @@ impl Lane {
         }
         for item in leaving {
             match item.work.debt {
-                Debt::Stream(_) => self.lot.leave(Leaving { item, hold: Some(hold.clone()) }),
+                Debt::Stream(_) | Debt::Handed { .. } => {
+                    self.lot.leave(Leaving { item, hold: Some(hold.clone()) });
+                }
                 Debt::Parked { row, .. } => {
                     self.lot.loaded_bytes = self.lot.loaded_bytes.saturating_sub(item.work.delivery.event.size());
                     self.lot.mark(row, hold.clone());
@@ -321,7 +323,9 @@ impl Lane {
         }
         for item in leaving {
             match item.work.debt {
-                Debt::Stream(_) => self.lot.leave(Leaving { item, hold: Some(hold.clone()) }),
+                Debt::Stream(_) | Debt::Handed { .. } => {
+                    self.lot.leave(Leaving { item, hold: Some(hold.clone()) });
+                }
                 Debt::Parked { row, held } => {
                     self.lot.loaded_bytes = self.lot.loaded_bytes.saturating_sub(item.work.delivery.event.size());
                     if held {
@@ -340,9 +344,13 @@ impl Lane {
         pause
     }
 
-    /// The delivery becomes a dead letter. Its key stays busy until it is one.
+    /// The delivery becomes a dead letter. Its key stays busy until it is one, or until another sink has taken it on.
     pub(super) fn bury(&mut self, item: Item, reason: &'static str, message: String) {
         let reason = self.policy.dead_reason.unwrap_or(reason);
-        self.lot.burying.push_back(Burial { item, reason, message, busy: true });
+        let burial = Burial { item, reason, message, busy: true };
+        match self.policy.destination {
+            Some(_) => self.lot.handing.push_back(burial),
+            None => self.lot.burying.push_back(burial),
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! How a lane deals with failures.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::lot::ParkingPolicy;
+use super::{exchange::Exchange, letters::Destination, lot::ParkingPolicy};
 use crate::config::{Delivery, LetterPayload, OnReject, Rate};
 
 /// No pause is longer, whatever the configuration asks for: adding it to an [`std::time::Instant`] must not overflow.
@@ -35,6 +35,9 @@ pub struct LanePolicy {
     pub parking: Option<ParkingPolicy>,
     /// What every dead letter's class is, in place of its rejection's.
     pub dead_reason: Option<&'static str>,
+    /// The sink that gets what would become a dead letter; none: the table does. What is given up for the sake of the WAL
+    /// goes to the table all the same.
+    pub destination: Option<Arc<Destination>>,
     /// Whether dead letters keep the event.
     pub letters: LetterPayload,
     /// Whether it begins [dormant](super::Lane::doze).
@@ -62,6 +65,7 @@ impl From<&Delivery> for LanePolicy {
             max_age: delivery.retry.max_age.map(|age| age.0),
             parking: None,
             dead_reason: None,
+            destination: None,
             letters: LetterPayload::default(),
             dormant: false,
         }
@@ -88,6 +92,8 @@ pub struct LaneSettings {
     pub linger: Duration,
     /// Time that one attempt of one delivery may take.
     pub timeout: Duration,
+    /// Where the lanes of the process find each other.
+    pub exchange: Exchange,
 }
 
 impl Default for LaneSettings {
@@ -104,6 +110,7 @@ impl From<&Delivery> for LaneSettings {
             batch: delivery.batch,
             linger: delivery.linger.0,
             timeout: delivery.timeout.0,
+            exchange: Exchange::default(),
         }
     }
 }

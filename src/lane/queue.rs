@@ -70,7 +70,13 @@ impl Queue {
                 }
             }
         }
-        let list = if work.invalid.is_some() { &mut self.invalid } else { &mut self.ready };
+        // A dead letter of another sink is older than what came from the stream meanwhile.
+        let late = work.is_live() && self.ready.back().is_some_and(|last| last.position() > head);
+        let list = match work.invalid {
+            Some(_) => &mut self.invalid,
+            None if late => &mut self.urgent,
+            None => &mut self.ready,
+        };
         list.push_back(item);
     }
 
@@ -265,8 +271,12 @@ impl Queue {
     pub(super) fn oldest(&self) -> impl Iterator<Item = &Work> {
         let first = self.ready.iter().find(|item| item.is_live());
         let turns = self.urgent.iter().chain(&self.invalid).chain(first).filter(|item| item.is_live());
-        let behind = self.keys.values().filter(|busy| busy.live > 0);
-        turns.chain(behind.filter_map(|busy| busy.behind.iter().find(|item| item.is_live()))).map(|item| &item.work)
+        // But for dead letters of other sinks, which come whenever they do.
+        let behind = self.keys.values().filter(|busy| busy.live > 0).filter_map(|busy| {
+            let live = busy.behind.iter().filter(|item| item.is_live());
+            live.min_by_key(|item| item.position())
+        });
+        turns.chain(behind).map(|item| &item.work)
     }
 
     /// Gives back memory of a burst that is over.

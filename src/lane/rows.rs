@@ -58,7 +58,7 @@ impl Lane {
 
     /// Remembers a failed attempt.
     pub(super) fn remember(&self, item: &mut Item, kind: &'static str, error: &str, now: Instant) {
-        if !self.lot.is_usable() {
+        if !self.makes_letters() {
             return;
         }
         let attempted = Attempted { at: self.wall(now), kind: kind.into(), error: crate::telemetry::sentence(error) };
@@ -72,9 +72,14 @@ impl Lane {
         Timestamp(wall.0.saturating_add(micros))
     }
 
+    /// Whether there is a place for dead letters: the table, or another sink.
+    fn makes_letters(&self) -> bool {
+        self.lot.is_usable() || self.policy.destination.is_some()
+    }
+
     /// Why a delivery is not attempted again, though it may be taken one day.
     pub(super) fn given_up(&self, item: &Item, now: Instant) -> Option<(&'static str, String)> {
-        if !self.lot.is_usable() {
+        if !self.makes_letters() {
             return None;
         }
         if self.policy.max_attempts.is_some_and(|most| item.attempts >= most) {

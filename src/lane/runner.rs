@@ -31,6 +31,9 @@ use crate::{
 /// What a dropped batch gets to let go, and a sink to close, once the time to drain is over.
 const LET_GO: Duration = Duration::from_secs(1);
 
+/// Time to the next look for a sink that was not there to take dead letters.
+const REFUSED: Duration = Duration::from_millis(100);
+
 /// What a check may take beyond the time of one attempt.
 const CHECK_GRACE: Duration = Duration::from_secs(5);
 
@@ -61,8 +64,11 @@ pub fn spawn(
 ) -> (LaneHandle, JoinHandle<LaneEnd>) {
     let name = name.into();
     let shared = Arc::new(Shared::new(Arc::clone(&name), Lane::new(settings.policy.clone())));
+    let place = settings.exchange.register(&shared);
     let runner = Runner {
         shared: Arc::clone(&shared),
+        place,
+        refused: false,
         source,
         settings,
         store,
@@ -81,6 +87,10 @@ pub fn spawn(
 
 struct Runner {
     shared: Arc<Shared>,
+    /// The lane's number in the exchange.
+    place: u64,
+    /// The sink that gets the dead letters was not there the last time.
+    refused: bool,
     source: SinkSource,
     settings: LaneSettings,
     /// walgate's own tables; where the lane's policy uses none, there is none.
@@ -180,6 +190,7 @@ impl Runner {
         let now = Instant::now().into_std();
         let shared = Arc::clone(&self.shared);
         let mut decided = std::mem::take(&mut *shared.decided.lock().unwrap_or_else(PoisonError::into_inner));
+        self.hand_over(now, &mut decided);
         let mut core = shared.lock();
         core.parked = None;
         let mut tended = Finished::default();
@@ -206,7 +217,11 @@ impl Runner {
         }
         self.start_chore(false);
         let mut core = shared.lock();
-        let wake = self.park(&mut core, flights.len(), now);
+        let mut wake = self.park(&mut core, flights.len(), now);
+        if core.lane.has_letters() {
+            let again = if self.refused { now + REFUSED } else { now };
+            wake = Some(wake.map_or(again, |wake| wake.min(again)));
+        }
         let in_flight = core.lane.in_flight();
         drop(core);
 
@@ -229,6 +244,31 @@ impl Runner {
             }
         }
         wake
+    }
+
+    /// Gives dead letters to the sink that gets them, and decides about what has its turn by that and cannot be sent.
+    fn hand_over(&mut self, now: StdInstant, decided: &mut Vec<Finished>) {
+        let Some(destination) = self.settings.policy.destination.clone() else { return };
+        loop {
+            let mut core = self.shared.lock();
+            if core.lane.has_invalid() {
+                decided.push(core.lane.decide_invalid(now));
+            }
+            let letters = core.lane.hand_over(self.place);
+            drop(core);
+            if letters.is_empty() {
+                return;
+            }
+            failpoint("hand_over.before");
+            // Nothing is locked: the other lane's task may be about to tell this one of its rows.
+            let taken = self.settings.exchange.push(&destination.to, letters);
+            failpoint("hand_over.after");
+            self.refused = !taken;
+            decided.push(self.shared.lock().lane.handed_over(taken, now));
+            if !taken {
+                return;
+            }
+        }
     }
 
     /// Starts the next operation on walgate's own tables, if there is one to be done. `ending`: only what settles.
@@ -356,6 +396,7 @@ impl Runner {
         if finished.notes.iter().any(|note| matches!(note, Note::SinkClosed { .. })) && self.end.is_none() {
             self.end = Some((LaneEnd::SinkClosed, Instant::from_std(now) + self.settings.timeout.min(LONGEST_PAUSE)));
         }
+        self.settings.exchange.settled(&finished.rows);
         if !finished.settled.is_empty() {
             failpoint("settle.before");
             self.checkpoint.settle_all(finished.settled);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,20 @@ pub enum Debt {
         /// In the table, it waits for its key; else for its sink.
         held: bool,
     },
+    /// It is a dead letter of another sink, and was in that one's `walgate.parked`: that lane is told, and deletes its row.
+    Handed {
+        /// The other lane's number in the [`Exchange`](super::Exchange).
+        lane: u64,
+        /// The row's number.
+        row: i64,
+    },
+}
+
+impl Debt {
+    /// It is not in this lane's table: memory is all that this lane has of it.
+    pub(super) fn is_live(self) -> bool {
+        !matches!(self, Debt::Parked { .. })
+    }
 }
 
 impl From<Ticket> for Debt {
@@ -64,6 +79,8 @@ pub struct Flight {
 pub struct Finished {
     /// To be settled at the checkpoint, once for each entry.
     pub settled: Vec<Ticket>,
+    /// Rows of other lanes that are done: the number of the lane in the [`Exchange`](super::Exchange), and of the row.
+    pub rows: Vec<(u64, i64)>,
     /// What the sink has taken, for metrics.
     pub acknowledged: Vec<Acknowledged>,
     /// What is in the table of parked deliveries now, for metrics: numbers of routes.
@@ -126,7 +143,8 @@ pub enum Note {
         /// Why.
         rejection: Rejection,
     },
-    /// An event is in the table of dead letters: it is settled, and not attempted again unless somebody asks for it.
+    /// An event is in the table of dead letters: it is settled, and not attempted again unless somebody asks for it. Or it
+    /// was handed to the sink that gets dead letters instead: it is settled once that one has it.
     DeadLettered {
         /// Which one.
         attempt: Attempt,
@@ -134,6 +152,8 @@ pub enum Note {
         reason: &'static str,
         /// Why, in a sentence; none: it is not to be kept, nor is the event itself.
         message: Option<String>,
+        /// The sink that it was handed to; none: it is in the table.
+        to: Option<Arc<str>>,
     },
     /// An event and everything behind it of its key go to the table of parked deliveries; the rest of the sink goes on.
     KeyParked {
@@ -280,7 +300,7 @@ impl Item {
         self.work.delivery.ordering_key.as_ref()
     }
 
-    /// It came from the stream, not from the table.
+    /// It came from the stream or from another lane, not from this lane's table.
     pub(super) fn is_live(&self) -> bool {
         self.work.is_live()
     }
@@ -293,8 +313,8 @@ impl Item {
 }
 
 impl Work {
-    /// It came from the stream, not from the table.
+    /// It came from the stream or from another lane, not from this lane's table.
     pub(super) fn is_live(&self) -> bool {
-        matches!(self.debt, Debt::Stream(_))
+        self.debt.is_live()
     }
 }

@@ -21,7 +21,10 @@ use prometheus_client::{
 
 use walgate_sink::Reading;
 
-pub use self::{cleanup::CleanupMetrics, routes::Routes};
+pub use self::{
+    cleanup::CleanupMetrics,
+    routes::{NO_ROUTE, Routes},
+};
 use self::{histogram::Histogram, known::Known, readings::Readings};
 
 /// What can become of a delivery. Counters that have not counted yet are shown as zero, so that an alarm sees the first

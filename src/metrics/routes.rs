@@ -2,6 +2,9 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+/// The number of what no route has asked for: it has no metrics by route.
+pub const NO_ROUTE: u16 = u16::MAX;
+
 /// Routes by their labels. A label keeps its number for as long as the process lives, so that what was routed before a
 /// reload is counted where it belongs. Cheap to clone.
 #[derive(Clone, Debug, Default)]

@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     checkpoint::Checkpoint,
     control::parking::ParkingStore,
-    lane::{self, LaneEnd, LaneHandle, LaneSettings, Observer, SinkSource},
+    lane::{self, Exchange, LaneEnd, LaneHandle, LaneSettings, Observer, SinkSource},
     telemetry::failpoint,
 };
 
@@ -59,6 +59,8 @@ pub struct Lanes {
     /// The slot is ours.
     awake: bool,
     checkpoint: Checkpoint,
+    /// Where they find each other.
+    exchange: Exchange,
     ended: mpsc::UnboundedSender<(String, Ending)>,
 }
 
@@ -87,7 +89,13 @@ impl Lanes {
     /// Starts every lane.
     pub fn start(plans: Vec<LanePlan>, checkpoint: &Checkpoint) -> (Self, Endings) {
         let (ended, endings) = mpsc::unbounded_channel();
-        let mut lanes = Lanes { running: Vec::new(), awake: false, checkpoint: checkpoint.clone(), ended };
+        let mut lanes = Lanes {
+            running: Vec::new(),
+            awake: false,
+            checkpoint: checkpoint.clone(),
+            exchange: Exchange::default(),
+            ended,
+        };
         for plan in plans {
             let running = lanes.spawn(plan);
             lanes.running.push(running);
@@ -122,6 +130,7 @@ impl Lanes {
     fn spawn(&self, mut plan: LanePlan) -> Running {
         // Until the slot is ours.
         plan.settings.policy.dormant = !self.awake;
+        plan.settings.exchange = self.exchange.clone();
         let LanePlan { name, shelf, kind, required, source, settings, store, observer, .. } = plan.clone();
         let stop = watch::Sender::new(None);
         let checkpoint = self.checkpoint.clone();

@@ -93,10 +93,14 @@ pub(super) async fn barrier(
             }
         }
         // What is in the table may stay there, unless it is to be drained: a sink that is down is mended by a reload.
-        let owing = changed.iter().find(|lane| lane.handle.holds_live()).or_else(|| {
-            let drained = answer == RemovedSinks::Drain;
-            removed.iter().find(|lane| lane.handle.holds_live() || (drained && parked(lane) > 0))
-        });
+        let owing = || {
+            changed.iter().find(|lane| lane.handle.holds_live()).or_else(|| {
+                let drained = answer == RemovedSinks::Drain;
+                removed.iter().find(|lane| lane.handle.holds_live() || (drained && parked(lane) > 0))
+            })
+        };
+        // Twice: one that was looked at first may have got the dead letters of one that was looked at after it.
+        let owing = owing().or_else(owing);
         let Some(lane) = owing else { break Ok(()) };
         let now = Instant::now();
         if now >= deadline {

@@ -71,7 +71,7 @@ impl Router {
     /// Every fault: patterns, unknown sinks and keys, templates, fields that the outbox does not give, and targets that
     /// a sink requires and nobody gives.
     pub fn compile(routes: &[config::Route], sinks: &[SinkTarget], known: &Mapping) -> Result<Router, Vec<RouteError>> {
-        let mut compiler = Compiler { sinks, known, columns: Vec::new(), places: HashMap::new(), errors: Vec::new() };
+        let mut compiler = Compiler::new(sinks, known);
         let defaults: Vec<_> = (0..sinks.len()).map(|sink| compiler.defaults(routes, sink)).collect();
         let rules = routes.iter().enumerate().map(|(index, route)| compiler.rule(index, route, &defaults)).collect();
         if routes.len() > usize::from(u16::MAX) {
@@ -90,7 +90,7 @@ impl Router {
     }
 }
 
-struct Compiler<'a> {
+pub(super) struct Compiler<'a> {
     sinks: &'a [SinkTarget],
     known: &'a Mapping,
     columns: Vec<String>,
@@ -99,7 +99,21 @@ struct Compiler<'a> {
     errors: Vec<RouteError>,
 }
 
-impl Compiler<'_> {
+impl<'a> Compiler<'a> {
+    pub(super) fn new(sinks: &'a [SinkTarget], known: &'a Mapping) -> Self {
+        Compiler { sinks, known, columns: Vec::new(), places: HashMap::new(), errors: Vec::new() }
+    }
+
+    /// The target that the sink's own templates make.
+    pub(super) fn own_target(&mut self, index: usize, name: &str) -> Option<RuleTarget> {
+        let mut defaults: Vec<Vec<Given>> = self.sinks.iter().map(|_| Vec::new()).collect();
+        if let Some(own) = defaults.get_mut(index) {
+            *own = self.defaults(&[], index);
+        }
+        let target = config::RouteTarget { sink: name.to_owned(), fields: Vec::new() };
+        self.target(&target, &[], &defaults).filter(|_| self.errors.is_empty())
+    }
+
     /// The sink's own templates, one for each field. A faulty one counts as given, so that it is reported once.
     fn defaults(&mut self, routes: &[config::Route], index: usize) -> Vec<Given> {
         let Some(sink) = self.sinks.get(index) else { return Vec::new() };

@@ -12,6 +12,7 @@
 mod compile;
 mod condition;
 mod dedup;
+mod direct;
 mod explain;
 mod pattern;
 mod segments;
@@ -21,6 +22,7 @@ mod template;
 mod tests;
 
 pub use compile::RouteError;
+pub use direct::Direct;
 pub use explain::{RouteVerdict, Verdict};
 pub use pattern::{MAX_PATTERN, Pattern, PatternError};
 pub use segments::Segments;
@@ -147,11 +149,13 @@ struct Step {
 
 /// A rendered target.
 #[derive(Clone, Debug)]
-struct Address {
-    target: Target,
+pub struct Address {
+    /// Where it is. A field that has no legal value is not set.
+    pub target: Target,
     /// What replaces the event's key as the ordering key.
-    ordering_key: Option<ByteString>,
-    invalid: Option<Rejection>,
+    pub ordering_key: Option<ByteString>,
+    /// Why it is no legal target.
+    pub invalid: Option<Rejection>,
 }
 
 impl Router {
@@ -283,8 +287,17 @@ impl Router {
         }
     }
 
-    /// Renders a target. Every template that gives no value leaves its field unset; the first one makes the rejection.
     fn address(&self, route: u16, target: &RuleTarget, values: Values<'_>) -> Address {
+        let sink = self.sinks.get(target.sink).map_or("", |name| name);
+        target.address(values, || format!("sink `{sink}`, routes[{route}]"))
+    }
+}
+
+impl RuleTarget {
+    /// Renders a target. Every template that gives no value leaves its field unset; the first one makes the rejection,
+    /// which says where the target stands.
+    fn address(&self, values: Values<'_>, place: impl Fn() -> String) -> Address {
+        let target = self;
         let (mut ordering_key, mut invalid) = (None, None);
         let fields = target.fields.iter().zip(&target.templates);
         let rendered = fields.map(|(field, template)| {
@@ -297,7 +310,7 @@ impl Router {
                     Some(value)
                 }
                 Err(error) => {
-                    invalid.get_or_insert_with(|| self.rejection(route, target, field, template, &error));
+                    invalid.get_or_insert_with(|| rejection(&place(), field, template, &error));
                     None
                 }
             }
@@ -305,39 +318,31 @@ impl Router {
         let address = Target::new(target.fields, rendered);
         Address { target: address, ordering_key, invalid }
     }
+}
 
-    fn rejection(
-        &self,
-        route: u16,
-        target: &RuleTarget,
-        field: &TargetField,
-        template: &Template,
-        error: &RenderError,
-    ) -> Rejection {
-        let sink = self.sinks.get(target.sink).map_or("", |name| name);
-        let empty = |of: &Field, how: &str| {
-            let advice = if field.ordering_key {
-                format!("leave `{}` out of the target, and such events go without it", field.name)
-            } else {
-                "fill it when the row is written, or route such events to a target that does not need it".to_owned()
-            };
-            format!("is empty for this event: its {of} is {how}; {advice}")
+fn rejection(place: &str, field: &TargetField, template: &Template, error: &RenderError) -> Rejection {
+    let empty = |of: &Field, how: &str| {
+        let advice = if field.ordering_key {
+            format!("leave `{}` out of the target, and such events go without it", field.name)
+        } else {
+            "fill it when the row is written, or route such events to a target that does not need it".to_owned()
         };
-        let what = match error {
-            RenderError::Missing(of @ (Field::Header(_) | Field::Segments(_))) => empty(of, "not there"),
-            RenderError::Missing(of) => empty(of, "NULL"),
-            RenderError::Empty(of) => empty(of, "empty"),
-            RenderError::TooLong => {
-                format!("gives more than {MAX_RENDERED} bytes for this event, and no name is that long")
-            }
-            RenderError::DotSegment => {
-                "gives a path with a segment `.` or `..` for this event, which would lead to another path".to_owned()
-            }
-        };
-        let (template, field) = (template.text(), field.name);
-        let message = format!("template `{template}` of field `{field}` (sink `{sink}`, routes[{route}]) {what}");
-        Rejection::new(RejectReason::InvalidTarget, message)
-    }
+        format!("is empty for this event: its {of} is {how}; {advice}")
+    };
+    let what = match error {
+        RenderError::Missing(of @ (Field::Header(_) | Field::Segments(_))) => empty(of, "not there"),
+        RenderError::Missing(of) => empty(of, "NULL"),
+        RenderError::Empty(of) => empty(of, "empty"),
+        RenderError::TooLong => {
+            format!("gives more than {MAX_RENDERED} bytes for this event, and no name is that long")
+        }
+        RenderError::DotSegment => {
+            "gives a path with a segment `.` or `..` for this event, which would lead to another path".to_owned()
+        }
+    };
+    let (template, field) = (template.text(), field.name);
+    let message = format!("template `{template}` of field `{field}` ({place}) {what}");
+    Rejection::new(RejectReason::InvalidTarget, message)
 }
 
 /// Gives deliveries of one event that share a sink dedup ids of their own.

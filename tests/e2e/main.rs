@@ -24,6 +24,7 @@ mod custom_sink;
 mod dead_letters;
 #[cfg(feature = "demo")]
 mod demo;
+mod destination;
 mod disturbances;
 mod docker;
 #[cfg(feature = "webhook")]

@@ -77,7 +77,6 @@ pub async fn run(args: CheckArgs, registry: &Registry) -> ExitStatus {
         None => KeyPath::root().key("sinks").key(sink),
     };
     let warnings: Vec<config::Warning> = routing
-        .router
         .warnings()
         .iter()
         .map(|warning| loaded.warning_at(place(warning.route, &warning.sink), &warning.message))

@@ -108,6 +108,15 @@ broken! {
         "cleanup: { mode: drop, retain: 7, batch: many, detach: yes, colum: created_at, url_file: /no/such/file }\n",
         "sinks: { out: { stdout: {} } }\n",
     );
+    c1_dead_letter_to: concat!(
+        "sinks:\n",
+        "  own: { stdout: {}, delivery: { dead_letter_to: own } }\n",
+        "  near: { stdout: {}, delivery: { dead_letter_to: audt } }\n",
+        "  chain: { stdout: {}, delivery: { dead_letter_to: near } }\n",
+        "  never: { stdout: {}, delivery: { dead_letter_to: audit, on_reject: skip } }\n",
+        "  good: { stdout: {}, delivery: { dead_letter_to: audit, on_reject: halt, retry: { max_attempts: 3 } } }\n",
+        "  audit: { stdout: {} }\n",
+    );
     c1_sinks_missing: "source: { slot: a }\n";
     c1_sinks_empty: "source: { slot: a }\nsinks: {}\n";
     c1_sinks_a_list: "sinks:\n  - stdout\n";

@@ -1,6 +1,7 @@
 //! Tests of the lane, and what they share.
 
 mod failures;
+mod letters;
 mod order;
 mod outage;
 mod panics;
