@@ -245,8 +245,8 @@ fn render_into(
     if !known.past_settled {
         writeln!(
             out,
-            "nothing goes yet: it is not settled what becomes of rows from before the slot (at least {}); see `walgate cleanup \
-             --past-settled`",
+            "nothing goes yet: it is not settled what becomes of rows from before the slot (at least {}); `walgate \
+             recover --adopt` sends them, `walgate cleanup --past-settled` says that nobody waits for them",
             count.before_slot
         )?;
     }

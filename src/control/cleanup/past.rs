@@ -73,7 +73,7 @@ pub async fn look(client: &Client, facts: &CleanupFacts, plan: &Plan, known: &Ga
 pub fn explain(table: &super::TableName, rows: u64) -> String {
     format!(
         "{table} holds rows that are older than the slot, or may be (at least {rows}): walgate has not delivered them and \
-         does not know who has, so nothing is cleaned up. Delete them once you know that nobody waits for them, or say so: \
-         `walgate cleanup --past-settled`"
+         does not know who has, so nothing is cleaned up. `walgate recover --adopt` sends them; once you \
+         know that nobody waits for them, delete them, or say so: `walgate cleanup --past-settled`"
     )
 }
