@@ -182,7 +182,8 @@ async fn with_client(
         ))
     })?;
     let (slot, found) = judge(name, &slots, known.as_ref())?;
-    let known = known.map(|(row, _)| row);
+    // What was written in another cluster says nothing of the rows here.
+    let known = known.filter(|(row, system_id)| row.system_id == *system_id).map(|(row, _)| row);
     let mut report = Report { slot: name.clone(), found, ..Report::default() };
     report.from = known.as_ref().map(|row| row.confirmed);
     report.to = slots.current_wal_lsn;
@@ -257,11 +258,18 @@ fn judge(name: &str, slots: &SlotReport, known: Option<&(GatewayRow, String)>) -
     if let Some((row, system_id)) = known
         && row.gap(name, confirmed, system_id).is_some()
     {
-        let said = format!(
-            "replication slot `{name}` stands at {confirmed}, and walgate has confirmed {} at the most: it was advanced or \
-             made again by somebody else",
-            row.confirmed
-        );
+        let said = match row.system_id == *system_id {
+            true => format!(
+                "replication slot `{name}` stands at {confirmed}, and walgate has confirmed {} at the most: it was advanced \
+                 or made again by somebody else",
+                row.confirmed
+            ),
+            false => {
+                "the row in walgate.gateway was written in another PostgreSQL cluster: what was delivered there is \
+                      not known here"
+                    .to_owned()
+            }
+        };
         return Ok((Slot::Useless, said));
     }
     Ok((Slot::Sound, format!("replication slot `{name}` is sound")))

@@ -196,7 +196,8 @@ async fn write(
     let known = gateway::read(client, slot).await.map_err(|error| {
         environment(format!("{error}; a replay goes through walgate's own tables: `walgate init --apply` makes them"))
     })?;
-    let known = known.map(|(row, _)| row).filter(|row| row.mark.is_some()).ok_or_else(|| {
+    let known = known.filter(|(row, system_id)| row.mark.is_some() && row.system_id == *system_id);
+    let known = known.map(|(row, _)| row).ok_or_else(|| {
         environment(
             "nothing is known to be settled yet: only rows that every sink has settled are sent again, and the gateway has \
              to run for some seconds for that to be known",

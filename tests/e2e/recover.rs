@@ -149,6 +149,17 @@ fn s8_an_advanced_slot_and_one_that_was_made_again_are_replaced() {
     shop.assert_recovers(&["advanced or made again"]);
 }
 
+/// Restored into another cluster: what the row says of settled rows is about other transactions.
+#[test]
+fn s40_in_another_cluster_every_row_may_be_undelivered() {
+    let shop = Shop::new();
+    shop.had_a_gateway(30);
+    shop.database.sql("UPDATE walgate.gateway SET system_id = '7000000000000000001'");
+    let (report, repeats) = shop.assert_recovers(&["another PostgreSQL cluster"]);
+    assert_eq!(report["wanted"], report["rows"], "{report}");
+    assert!(repeats >= 30);
+}
+
 #[test]
 fn s9_a_lost_slot_is_replaced_and_nothing_is_lost() {
     let server = Postgres::start(Options {
