@@ -164,10 +164,12 @@ impl Writer {
                 }
                 continue;
             }
+            let soon = due.is_some_and(|due| due <= now + RETRY);
             let wake = due.into_iter().chain(book.marks_hold.then_some(next_mark)).min();
             tokio::select! {
                 _ = &mut finishing => break,
-                _ = flush.changed() => {}
+                // It changes thousands of times a second: of no interest where something is due soon anyway.
+                _ = flush.changed(), if !soon => {}
                 Ok(()) = self.bounds.changed() => {}
                 () = async { match wake { Some(wake) => sleep_until(wake).await, None => std::future::pending().await } } => {}
             }
