@@ -85,6 +85,10 @@ fn run(mistake: Mistake, client: &mut RawClient, witness: &PgWitness, receiver: 
                     let too_far = u64::from(mistake == Mistake::ConfirmsOneTooFar);
                     confirmed = confirmed.max(Lsn(end.0 + too_far));
                     client.status(confirmed);
+                    if mistake == Mistake::TakesTheMaximum {
+                        // Before what it passes is acknowledged after all.
+                        on_the_wire(witness, confirmed);
+                    }
                 }
                 if over {
                     retry(&mut failed, &mut stream);
