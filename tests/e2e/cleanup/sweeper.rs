@@ -57,7 +57,21 @@ impl Bench {
         })
     }
 
+    /// A mark that is behind everything that has ended until now: transactions of other databases of the server hold marks
+    /// back too.
     fn mark(&self) -> Mark {
+        let begun: u64 =
+            self.yard.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())").parse().expect("a number");
+        let mut mark = self.take_mark();
+        let reached = within(DEADLINE, || {
+            mark = self.take_mark();
+            mark.xmin >= begun
+        });
+        assert!(reached, "a transaction goes on that began before {begun}: {mark:?}");
+        mark
+    }
+
+    fn take_mark(&self) -> Mark {
         self.runtime.block_on(async {
             let Link { client, driver } = self.link().await;
             let driver = tokio::spawn(driver);
