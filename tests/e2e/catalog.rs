@@ -84,6 +84,10 @@ impl Watched {
     }
 }
 
+fn has_15(rig: &Rig) -> bool {
+    rig.database.value("SELECT current_setting('server_version_num')::int >= 150000") == "t"
+}
+
 #[test]
 fn s14_a_table_that_was_made_again_is_seen_and_mended() {
     let mut watched = Watched::new();
@@ -112,7 +116,9 @@ fn s13_s15_filters_lists_and_kinds_of_changes_are_seen_and_mended() {
         ),
         (format!("ALTER PUBLICATION {publication} SET TABLE outbox_events (id, event_type)"), "payload"),
     ];
-    for (change, says) in changes {
+    // Row filters and column lists came with 15.
+    let known = if has_15(&watched.rig) { changes.len() } else { 2 };
+    for (change, says) in changes.into_iter().take(known) {
         let birth = watched.birth();
         watched.rig.database.sql(&change);
         let finding = watched.wait_broken(&[says]);
@@ -161,6 +167,10 @@ fn what_was_undone_between_two_looks_is_seen() {
 #[test]
 fn a_table_that_was_unlogged_for_a_moment_is_seen() {
     let rig = Rig::new();
+    if !has_15(&rig) {
+        // There, only a publication of all tables does not name it, and that one takes in walgate's own.
+        return;
+    }
     create_sql(ROLE).iter().for_each(|statement| drop(rig.database.sql(statement)));
     let publication = rig.database.publication.clone();
     rig.database.sql(&format!(
@@ -215,7 +225,8 @@ fn a_slot_that_nobody_reads_is_named_with_the_sql_that_drops_it() {
     for text in ["`forgotten` is not being read", "MiB of WAL", "SELECT pg_drop_replication_slot('forgotten');"] {
         assert!(said.contains(text), "{said}");
     }
-    assert!(walgate.metric("walgate_idle_slots_retained_bytes", &[]) > Some(40_000_000.0));
+    let much = || walgate.metric("walgate_idle_slots_retained_bytes", &[]) > Some(40_000_000.0);
+    eventually(DEADLINE, "all that it keeps is counted", much);
     rig.database.sql("SELECT pg_drop_replication_slot('forgotten')");
     walgate.eventually("it is gone", || rig.database.value("SELECT count(*) FROM pg_replication_slots") == "1");
     eventually(DEADLINE, "and forgotten", || seen(&walgate) == (Some(0.0), Some("[]".to_owned())));
