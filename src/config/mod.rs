@@ -28,6 +28,7 @@ mod source_map;
 mod stages;
 #[cfg(test)]
 mod tests;
+mod text_form;
 mod typed;
 mod yaml;
 

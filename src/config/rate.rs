@@ -2,7 +2,7 @@
 
 use std::{fmt, num::NonZeroU32, str::FromStr, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// So many in a period: `500/s`, `10/m` or `2000/h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,21 +66,7 @@ impl Serialize for Rate {
 
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl serde::de::Visitor<'_> for Text {
-            type Value = String;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a rate such as 500/s, 10/m or 2000/h")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<String, E> {
-                Ok(text.to_owned())
-            }
-        }
-
-        deserializer.deserialize_str(Text)?.parse().map_err(D::Error::custom)
+        super::text_form::deserialize(deserializer, "a rate such as 500/s, 10/m or 2000/h")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use walgate_sink::HumanDuration;
 
 /// A duration such as `3s`, or `server`.
@@ -46,21 +46,7 @@ impl Serialize for WalSenderTimeout {
 
 impl<'de> Deserialize<'de> for WalSenderTimeout {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl serde::de::Visitor<'_> for Text {
-            type Value = String;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a duration such as 3s, or `server`")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<String, E> {
-                Ok(text.to_owned())
-            }
-        }
-
-        deserializer.deserialize_str(Text)?.parse().map_err(D::Error::custom)
+        super::text_form::deserialize(deserializer, "a duration such as 3s, or `server`")
     }
 }
 
