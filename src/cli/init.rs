@@ -15,6 +15,7 @@ use std::{
 
 use walgate_sink::Secret;
 
+use super::refusal::secret;
 use crate::{
     control::{Finding, FindingCode, Inspection, Link, LinkError, Setup, Stopped, TableName},
     error::ExitStatus,
@@ -77,11 +78,6 @@ enum Part {
     Sql,
     /// The configuration.
     Yaml,
-}
-
-#[allow(clippy::unnecessary_wraps, reason = "clap's form of a value parser")]
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
 }
 
 /// Runs the command; `connect` opens an SQL connection to `--admin-url`.

@@ -12,6 +12,7 @@ mod fetch;
 mod init;
 mod lanes;
 mod recover;
+mod refusal;
 mod reload;
 mod replay;
 mod route;

@@ -15,12 +15,13 @@ use serde::Serialize;
 use walgate_sink::{Lsn, Secret};
 
 use super::{
-    ConfigArgs, complain,
+    ConfigArgs,
     feed::{self, Feed},
+    refusal::{self, Refusal, secret},
     setup::{self, Routing},
 };
 use crate::{
-    config::Loaded,
+    config::{Loaded, Unrouted},
     control::{
         Link, SlotReport, Wanted,
         gateway::{self, GatewayRow},
@@ -72,11 +73,6 @@ pub struct RecoverArgs {
     json: bool,
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "clap's form of a value parser")]
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
-}
-
 /// What was found, and done.
 #[derive(Debug, Default, Serialize)]
 struct Report {
@@ -113,26 +109,13 @@ pub async fn run(args: RecoverArgs, registry: &Registry) -> ExitStatus {
             show(&args, &report);
             ExitStatus::Ok
         }
-        Err(Refusal { status, message }) => {
-            complain(&message);
-            status
-        }
+        Err(refusal) => refusal.complain(),
     }
-}
-
-/// Why nothing more is done.
-struct Refusal {
-    status: ExitStatus,
-    message: String,
-}
-
-fn environment(error: impl std::fmt::Display) -> Refusal {
-    Refusal { status: ExitStatus::Environment, message: error.to_string() }
 }
 
 fn failed(error: impl std::fmt::Display) -> Refusal {
     let message = format!("{error}. Nothing was parked: run the command again when that is mended");
-    Refusal { status: ExitStatus::Runtime, message }
+    Refusal::new(ExitStatus::Runtime, message)
 }
 
 /// What the slot is like.
@@ -146,17 +129,10 @@ enum Slot {
 }
 
 async fn recover(args: &RecoverArgs, registry: &Registry) -> Result<Report, Refusal> {
-    let said = |status| Refusal { status, message: "the configuration cannot be used".to_owned() };
-    let loaded = setup::load(&args.config, registry).map_err(said)?;
-    let mut settings = setup::settings(&loaded).map_err(|errors| said(setup::refuse(&errors)))?;
-    let routing = setup::routing(&loaded).map_err(|errors| said(setup::refuse(&errors)))?;
-    if let Some(url) = &args.admin_url {
-        let env = |name: &str| std::env::var(name).ok();
-        settings = ConnectSettings::parse(Some(url.expose()), &env).map_err(environment)?;
-    }
-    let Link { client, driver } = setup::connect(&settings)
-        .await
-        .map_err(|error| environment(format!("cannot connect to PostgreSQL: {error}")))?;
+    let loaded = setup::load(&args.config, registry).map_err(Refusal::said)?;
+    let settings = refusal::settings(&loaded, args.admin_url.as_ref())?;
+    let routing = setup::routing(&loaded).map_err(|errors| Refusal::said(setup::refuse(&errors)))?;
+    let Link { client, driver } = refusal::connect(&settings).await?;
     let driver = tokio::spawn(driver);
     let wanted = setup::wanted(&loaded, &routing, &settings);
     let result = with_client(args, &loaded, routing, &settings, &wanted, &client).await;
@@ -173,11 +149,11 @@ async fn with_client(
     client: &tokio_postgres::Client,
 ) -> Result<Report, Refusal> {
     let name = &wanted.slot;
-    let slots = slot_report(client, name).await.map_err(environment)?;
-    let table = read_table(client, wanted).await.map_err(environment)?;
-    let table = table.ok_or_else(|| environment(format!("table {} does not exist", wanted.table)))?;
+    let slots = slot_report(client, name).await.map_err(Refusal::environment)?;
+    let table = read_table(client, wanted).await.map_err(Refusal::environment)?;
+    let table = table.ok_or_else(|| Refusal::environment(format!("table {} does not exist", wanted.table)))?;
     let known = gateway::read(client, name).await.map_err(|error| {
-        environment(format!(
+        Refusal::environment(format!(
             "{error}; what is recovered waits in walgate's own tables: `walgate init --apply` makes them"
         ))
     })?;
@@ -198,17 +174,17 @@ async fn with_client(
             return Ok(report);
         }
         (_, true) => {
-            return Err(environment(format!("{}: run `walgate recover` without --adopt first", report.found)));
+            return Err(Refusal::environment(format!("{}: run `walgate recover` without --adopt first", report.found)));
         }
         (_, false) => Which::Unsettled { known: known.clone(), past: !args.without_past },
     };
     let age = Some(args.age.clone()).filter(|age| feed::has(&table, age));
-    let mut feed = Feed::new(loaded, routing, &table, which, age).map_err(environment)?;
+    let mut feed = Feed::new(loaded, routing, &table, which, age).map_err(Refusal::environment)?;
     if let Some(column) = args.unpublished.as_ref().filter(|column| !feed::has(&table, column)) {
-        return Err(environment(format!("the outbox has no column `{column}`")));
+        return Err(Refusal::environment(format!("the outbox has no column `{column}`")));
     }
     feed.selection.unpublished.clone_from(&args.unpublished);
-    report.counts = feed.selection.count(client).await.map_err(environment)?;
+    report.counts = feed.selection.count(client).await.map_err(Refusal::environment)?;
     if args.dry_run {
         return Ok(report);
     }
@@ -217,10 +193,10 @@ async fn with_client(
         Slot::Sound => None,
         Slot::Missing | Slot::Useless => {
             if matches!(slot, Slot::Useless) {
-                recovery::drop_slot(client, name).await.map_err(environment)?;
+                recovery::drop_slot(client, name).await.map_err(Refusal::environment)?;
             }
             failpoint("recover.dropped");
-            Some(ExportedSlot::create(settings, name).await.map_err(environment)?)
+            Some(ExportedSlot::create(settings, name).await.map_err(Refusal::environment)?)
         }
     };
     failpoint("recover.created");
@@ -247,7 +223,7 @@ fn judge(name: &str, slots: &SlotReport, known: Option<&(GatewayRow, String)>) -
     if slot.active {
         let user = slot.user.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string);
         let message = format!("replication slot `{name}` is being read by {user}: stop walgate first");
-        return Err(Refusal { status: ExitStatus::Environment, message });
+        return Err(Refusal::environment(message));
     }
     if slot.wal_status == Some(WalStatus::Lost) || slot.invalidation_reason.is_some() {
         let why = slot.invalidation_reason.as_deref().map(|why| format!(" ({})", sentence(why))).unwrap_or_default();
@@ -279,7 +255,7 @@ fn ask(args: &RecoverArgs, report: &Report, known: Option<&GatewayRow>, slot: &S
     if args.yes {
         return Ok(());
     }
-    let refused = |message: &str| Refusal { status: ExitStatus::Configuration, message: message.to_owned() };
+    let refused = |message: &str| Refusal::new(ExitStatus::Configuration, message);
     if !io::stdin().is_terminal() {
         return Err(refused("nothing was done: --yes does it without asking, --dry-run says what it would be"));
     }
@@ -331,6 +307,13 @@ async fn park(
         }
         if end {
             (report.events, report.unrouted, report.unusable) = (feed.rows, feed.unrouted, feed.unusable);
+            let left_out = report.unrouted + report.unusable;
+            if left_out > 0 && loaded.config.unrouted != Unrouted::Drop {
+                return Err(failed(format!(
+                    "{left_out} rows match no route, or are no events, and the configuration does not say `unrouted: drop`: add \
+                     a route for them, or recover with `--set unrouted=drop`"
+                )));
+            }
             return Ok(());
         }
     }

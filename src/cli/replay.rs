@@ -17,8 +17,9 @@ use tokio_postgres::Client;
 use walgate_sink::{Secret, Timestamp};
 
 use super::{
-    ConfigArgs, complain,
+    ConfigArgs,
     feed::{self, Feed},
+    refusal::{self, Refusal, secret},
     setup,
 };
 use crate::{
@@ -91,11 +92,6 @@ pub struct ReplayArgs {
     json: bool,
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "clap's form of a value parser")]
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
-}
-
 /// What was found, and done.
 #[derive(Debug, Default, Serialize)]
 struct Report {
@@ -111,13 +107,6 @@ struct Report {
     taken: u64,
 }
 
-/// Why nothing more is done.
-struct Refusal(ExitStatus, String);
-
-fn environment(error: impl std::fmt::Display) -> Refusal {
-    Refusal(ExitStatus::Environment, error.to_string())
-}
-
 /// Exit status 0: the gateway has taken all of it; 1: not, or not all of it; 2: the configuration or the command line is
 /// wrong; 3: something around walgate is missing.
 pub async fn run(args: ReplayArgs, registry: &Registry) -> ExitStatus {
@@ -126,25 +115,15 @@ pub async fn run(args: ReplayArgs, registry: &Registry) -> ExitStatus {
             show(&args, &report);
             ExitStatus::Ok
         }
-        Err(Refusal(status, message)) => {
-            complain(&message);
-            status
-        }
+        Err(refusal) => refusal.complain(),
     }
 }
 
 async fn replay(args: &ReplayArgs, registry: &Registry) -> Result<Report, Refusal> {
-    let unusable = |status| Refusal(status, "the configuration cannot be used".to_owned());
-    let loaded = setup::load(&args.config, registry).map_err(unusable)?;
-    loaded.sink(&args.sink).map_err(|message| Refusal(ExitStatus::Configuration, message))?;
-    let mut settings = setup::settings(&loaded).map_err(|errors| unusable(setup::refuse(&errors)))?;
-    if let Some(url) = &args.admin_url {
-        let env = |name: &str| std::env::var(name).ok();
-        settings = ConnectSettings::parse(Some(url.expose()), &env).map_err(environment)?;
-    }
-    let Link { client, driver } = setup::connect(&settings)
-        .await
-        .map_err(|error| environment(format!("cannot connect to PostgreSQL: {error}")))?;
+    let loaded = setup::load(&args.config, registry).map_err(Refusal::said)?;
+    loaded.sink(&args.sink).map_err(|message| Refusal::new(ExitStatus::Configuration, message))?;
+    let settings = refusal::settings(&loaded, args.admin_url.as_ref())?;
+    let Link { client, driver } = refusal::connect(&settings).await?;
     let driver = tokio::spawn(driver);
     let result = with_client(args, &loaded, &settings, &client).await;
     driver.abort();
@@ -165,9 +144,9 @@ async fn with_client(
             return Ok(report);
         }
     }
-    let status = slot_status(client, slot).await.map_err(environment)?;
+    let status = slot_status(client, slot).await.map_err(Refusal::environment)?;
     if !status.is_some_and(|status| status.active) {
-        return Err(Refusal(
+        return Err(Refusal::new(
             ExitStatus::Runtime,
             format!(
                 "no gateway reads slot `{slot}`: the deliveries wait in walgate.dead_letters (reason `{REASON}`); start walgate, \
@@ -188,32 +167,36 @@ async fn write(
     client: &Client,
     report: &mut Report,
 ) -> Result<(), Refusal> {
-    let routing = setup::routing(loaded).map_err(|errors| Refusal(setup::refuse(&errors), "no routes".to_owned()))?;
+    let routing = setup::routing(loaded).map_err(|errors| Refusal::said(setup::refuse(&errors)))?;
     let wanted = setup::wanted(loaded, &routing, settings);
     let slot = &wanted.slot;
-    let table = read_table(client, &wanted).await.map_err(environment)?;
-    let table = table.ok_or_else(|| environment(format!("table {} does not exist", wanted.table)))?;
+    let table = read_table(client, &wanted).await.map_err(Refusal::environment)?;
+    let table = table.ok_or_else(|| Refusal::environment(format!("table {} does not exist", wanted.table)))?;
     let known = gateway::read(client, slot).await.map_err(|error| {
-        environment(format!("{error}; a replay goes through walgate's own tables: `walgate init --apply` makes them"))
+        Refusal::environment(format!(
+            "{error}; a replay goes through walgate's own tables: `walgate init --apply` makes them"
+        ))
     })?;
     let known = known.filter(|(row, system_id)| row.mark.is_some() && row.system_id == *system_id);
     let known = known.map(|(row, _)| row).ok_or_else(|| {
-        environment(
+        Refusal::environment(
             "nothing is known to be settled yet: only rows that every sink has settled are sent again, and the gateway has \
              to run for some seconds for that to be known",
         )
     })?;
     let patterns = args.event_type.iter().map(|text| Pattern::parse(text)).collect::<Result<Vec<_>, _>>();
-    let patterns = patterns.map_err(|error| Refusal(ExitStatus::Configuration, format!("--event-type: {error}")))?;
+    let patterns =
+        patterns.map_err(|error| Refusal::new(ExitStatus::Configuration, format!("--event-type: {error}")))?;
     let age = Some(args.age.clone()).filter(|age| feed::has(&table, age));
     if age.is_none() && (args.from.is_some() || args.to.is_some()) {
         let message = format!(
             "the outbox has no column `{}`: name the one that says when a row was inserted with --age",
             args.age
         );
-        return Err(environment(message));
+        return Err(Refusal::environment(message));
     }
-    let mut feed = Feed::new(loaded, routing, &table, Which::Settled { known }, age.clone()).map_err(environment)?;
+    let mut feed =
+        Feed::new(loaded, routing, &table, Which::Settled { known }, age.clone()).map_err(Refusal::environment)?;
     let columns = &loaded.config.outbox.columns;
     let filters = &mut feed.selection.filters;
     if let Some(age) = age {
@@ -226,12 +209,12 @@ async fn write(
     if !args.key.is_empty() {
         let Some(key) = columns.key.as_ref().and_then(|key| key.column()) else {
             let message = "--key needs a key that is a column (outbox.columns.key)".to_owned();
-            return Err(Refusal(ExitStatus::Configuration, message));
+            return Err(Refusal::new(ExitStatus::Configuration, message));
         };
         filters.push(RowFilter::OneOf(key.clone(), args.key.clone()));
     }
     let sink = loaded.sinks.iter().position(|sink| sink.name == args.sink).unwrap_or(usize::MAX);
-    recovery::begin(client, None).await.map_err(environment)?;
+    recovery::begin(client, None).await.map_err(Refusal::environment)?;
     // Rows that wait would be passed by.
     let parked = "SELECT count(*) FROM walgate.parked WHERE slot = $1 AND sink = $2";
     let left = "SELECT count(*) FROM walgate.dead_letters WHERE slot = $1 AND sink = $2 AND reason = 'replay'";
@@ -241,17 +224,17 @@ async fn write(
     ] {
         let rows = count(client, sql, slot, &args.sink).await?;
         if rows > 0 {
-            return Err(Refusal(ExitStatus::Runtime, format!("sink `{}`: {rows} {what}", args.sink)));
+            return Err(Refusal::new(ExitStatus::Runtime, format!("sink `{}`: {rows} {what}", args.sink)));
         }
     }
     let run = Timestamp::now().to_string();
     let position = client.query_typed_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
-    let position = position.and_then(|row| row.try_get::<_, String>(0)).map_err(environment)?;
-    feed.open(client, position.parse().map_err(environment)?).await.map_err(environment)?;
-    let shelf = Shelf::dead_letters(client).await.map_err(environment)?;
+    let position = position.and_then(|row| row.try_get::<_, String>(0)).map_err(Refusal::environment)?;
+    feed.open(client, position.parse().map_err(Refusal::environment)?).await.map_err(Refusal::environment)?;
+    let shelf = Shelf::dead_letters(client).await.map_err(Refusal::environment)?;
     let mut waiting: Vec<Parcel> = Vec::new();
     loop {
-        let batch = feed.next(client).await.map_err(environment)?;
+        let batch = feed.next(client).await.map_err(Refusal::environment)?;
         let end = batch.is_none();
         for (to, mut parcel) in batch.into_iter().flatten() {
             let event_type = &parcel.delivery.event.event_type;
@@ -268,7 +251,7 @@ async fn write(
             waiting.push(parcel);
         }
         if !args.dry_run && (waiting.len() >= BATCH || end) && !waiting.is_empty() {
-            shelf.put(slot, &args.sink, &waiting).await.map_err(environment)?;
+            shelf.put(slot, &args.sink, &waiting).await.map_err(Refusal::environment)?;
         }
         if waiting.len() >= BATCH || end {
             report.deliveries += waiting.len() as u64;
@@ -281,13 +264,14 @@ async fn write(
     report.rows = feed.rows;
     report.replay = Some(run);
     let end = if args.dry_run { "ROLLBACK" } else { "COMMIT" };
-    client.batch_execute(end).await.map_err(environment)
+    client.batch_execute(end).await.map_err(Refusal::environment)
 }
 
 async fn count(client: &Client, sql: &str, slot: &str, sink: &str) -> Result<i64, Refusal> {
     use tokio_postgres::types::Type;
-    let row = client.query_typed_one(sql, &[(&slot, Type::TEXT), (&sink, Type::TEXT)]).await.map_err(environment)?;
-    row.try_get(0).map_err(environment)
+    let row =
+        client.query_typed_one(sql, &[(&slot, Type::TEXT), (&sink, Type::TEXT)]).await.map_err(Refusal::environment)?;
+    row.try_get(0).map_err(Refusal::environment)
 }
 
 /// Asks the gateway for a few at a time, until none is left.
@@ -303,8 +287,9 @@ async fn ask(args: &ReplayArgs, slot: &str, client: &Client, report: &mut Report
         let begun = Instant::now();
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
             [(&slot, Type::TEXT), (&args.sink, Type::TEXT), (&chunk, Type::INT8)];
-        let rows = client.query_typed(next, &parameters).await.map_err(environment)?;
-        let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>().map_err(environment)?;
+        let rows = client.query_typed(next, &parameters).await.map_err(Refusal::environment)?;
+        let ids =
+            rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>().map_err(Refusal::environment)?;
         if ids.is_empty() {
             if bar {
                 let _ = writeln!(io::stderr());
@@ -313,9 +298,10 @@ async fn ask(args: &ReplayArgs, slot: &str, client: &Client, report: &mut Report
         }
         let few = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let filter = Filter { ids, reason: Some(REASON.to_owned()), ..Filter::default() };
-        let request = requests::ask(client, slot, &args.sink, &Verb::Retry(filter)).await.map_err(environment)?;
+        let request =
+            requests::ask(client, slot, &args.sink, &Verb::Retry(filter)).await.map_err(Refusal::environment)?;
         let answer = loop {
-            if let Some(answer) = requests::answer_of(client, request).await.map_err(environment)? {
+            if let Some(answer) = requests::answer_of(client, request).await.map_err(Refusal::environment)? {
                 break answer;
             }
             if begun.elapsed() > PATIENCE {
@@ -324,12 +310,12 @@ async fn ask(args: &ReplayArgs, slot: &str, client: &Client, report: &mut Report
                      the rest waits; go on with --resume",
                     PATIENCE.as_secs()
                 );
-                return Err(Refusal(ExitStatus::Runtime, message));
+                return Err(Refusal::new(ExitStatus::Runtime, message));
             }
             sleep(LOOK_AGAIN).await;
         };
         if answer.failed {
-            return Err(Refusal(ExitStatus::Runtime, format!("the gateway refuses: {}", answer.outcome)));
+            return Err(Refusal::new(ExitStatus::Runtime, format!("the gateway refuses: {}", answer.outcome)));
         }
         report.taken += answer.affected;
         if bar {

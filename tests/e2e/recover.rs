@@ -250,3 +250,21 @@ fn it_asks_and_refuses_where_it_must() {
     assert_eq!(shop.database.value(&exists), "0", "nothing was done");
     shop.receiver.script(|_| reply(200).into());
 }
+
+/// What may not be left out by the stream may not be by a recovery.
+#[test]
+fn rows_without_a_route_are_left_out_by_leave_only() {
+    let shop = Shop::new();
+    let setup = || {
+        let narrow = Setup::of(&shop.database).keyed().webhook("hook", &shop.receiver).route("order.*", "hook");
+        narrow.more("unrouted: dead_letter")
+    };
+    shop.insert(5);
+    shop.database.insert("user.created", "u", "{}");
+    let recover = ["recover", "--config", "{config}", "--adopt", "--yes"];
+    Walgate::command(&setup(), &recover)
+        .expect(1, &["1 rows match no route", "--set unrouted=drop", "Nothing was parked"]);
+    assert_eq!(shop.database.value("SELECT count(*) FROM walgate.parked"), "0");
+    let leave: Vec<&str> = recover.into_iter().chain(["--set", "unrouted=drop"]).collect();
+    Walgate::command(&setup(), &leave).expect(0, &["5 deliveries are parked", "1 rows match no route"]);
+}
